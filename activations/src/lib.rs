@@ -1,1 +1,18 @@
-//! activations
+//! Language model activations: from a checkpoint and a text to a store that reads back shuffled.
+//!
+//! The one decision: **activations are written in natural order and mixed while reading.** Harvesting is then
+//! resumable to the same bytes, every row can be shown in its context, and each training epoch sees another order.
+//! See `STORE.md` for the format and [`store`] for its reader and writer.
+
+pub mod atomic;
+pub mod context;
+pub mod device;
+pub mod dtype;
+mod error;
+pub mod progress;
+
+pub use context::{Context, ContextBatch, ContextSource, RowRef};
+pub use device::Device;
+pub use dtype::ActDtype;
+pub use error::{Error, Result};
+pub use progress::{Outcome, Progress, Silent, Stop};

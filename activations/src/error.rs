@@ -1,0 +1,54 @@
+//! What can go wrong, said so that the reader knows which file, key or row to look at.
+
+use std::path::PathBuf;
+
+/// An error of this library. Texts are lower-case and specific; they name the file, key, hook or row.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be: truncated, foreign, or inconsistent with itself.
+    #[error("{}: {problem}", path.display())]
+    BadFile {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// What was asked for does not fit together.
+    #[error("{0}")]
+    Invalid(String),
+    /// The compute device cannot be had.
+    #[error("device {device}: {problem}")]
+    Device {
+        /// As the user wrote it.
+        device: String,
+        /// What is missing and what to do.
+        problem: String,
+    },
+}
+
+impl Error {
+    /// A [`Error::BadFile`] about `path`.
+    pub fn bad_file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Self::BadFile {
+            path: path.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// A [`Error::Io`] about `path`, for `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// A result of this library.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -9,7 +9,10 @@ pub mod context;
 pub mod device;
 pub mod dtype;
 mod error;
+pub mod hooks;
+pub mod model;
 pub mod progress;
+pub mod safetensors_file;
 
 pub use context::{Context, ContextBatch, ContextSource, RowRef};
 pub use device::Device;

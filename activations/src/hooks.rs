@@ -1,0 +1,243 @@
+//! Places in a transformer whose values can be seen and replaced, under TransformerLens' names.
+//!
+//! Every place is a [`HookPoint`]; they are ordered as a forward pass meets them, so the last one wanted tells where
+//! the pass may stop. Heads are flattened: a value is always `[batch, seq, width]`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Tensor;
+
+use crate::error::{Error, Result};
+
+/// A place in a transformer. The order is that of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HookPoint {
+    /// `hook_embed`: token embeddings, `[batch, seq, d_model]`.
+    Embed,
+    /// `blocks.L.…`: a place in block L, counted from 0.
+    Block(usize, Site),
+    /// `ln_final.hook_normalized`: the last residual stream after normalisation and before the norm's weight.
+    FinalNormalized,
+}
+
+/// A place in a block. The order is that of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Site {
+    /// `hook_resid_pre`: the residual stream before the block, `[batch, seq, d_model]`.
+    ResidPre,
+    /// `attn.hook_q`: queries before the rotation, `[batch, seq, n_heads * d_head]`.
+    AttnQ,
+    /// `attn.hook_k`: keys before the rotation, `[batch, seq, n_kv_heads * d_head]`.
+    AttnK,
+    /// `attn.hook_v`: values, `[batch, seq, n_kv_heads * d_head]`.
+    AttnV,
+    /// `attn.hook_z`: the heads' outputs before the output product, `[batch, seq, n_heads * d_head]`.
+    AttnZ,
+    /// `hook_attn_out`: what attention adds to the residual stream, `[batch, seq, d_model]`.
+    AttnOut,
+    /// `hook_resid_mid`: the residual stream between attention and the MLP, `[batch, seq, d_model]`.
+    ResidMid,
+    /// `mlp.hook_pre`: the MLP's hidden layer before its non-linearity (the gate, in a gated MLP), `[batch, seq, d_mlp]`.
+    MlpPre,
+    /// `mlp.hook_post`: the MLP's hidden layer as the output product sees it (gate included), `[batch, seq, d_mlp]`.
+    MlpPost,
+    /// `hook_mlp_out`: what the MLP adds to the residual stream, `[batch, seq, d_model]`.
+    MlpOut,
+    /// `hook_resid_post`: the residual stream after the block, `[batch, seq, d_model]`.
+    ResidPost,
+}
+
+impl Site {
+    /// Every site, in the order of the forward pass.
+    pub const ALL: [Self; 11] = [
+        Self::ResidPre,
+        Self::AttnQ,
+        Self::AttnK,
+        Self::AttnV,
+        Self::AttnZ,
+        Self::AttnOut,
+        Self::ResidMid,
+        Self::MlpPre,
+        Self::MlpPost,
+        Self::MlpOut,
+        Self::ResidPost,
+    ];
+
+    /// TransformerLens' name, without the block.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ResidPre => "hook_resid_pre",
+            Self::AttnQ => "attn.hook_q",
+            Self::AttnK => "attn.hook_k",
+            Self::AttnV => "attn.hook_v",
+            Self::AttnZ => "attn.hook_z",
+            Self::AttnOut => "hook_attn_out",
+            Self::ResidMid => "hook_resid_mid",
+            Self::MlpPre => "mlp.hook_pre",
+            Self::MlpPost => "mlp.hook_post",
+            Self::MlpOut => "hook_mlp_out",
+            Self::ResidPost => "hook_resid_post",
+        }
+    }
+}
+
+impl HookPoint {
+    /// Parses `name` and checks that a model of `n_layers` blocks has such a place.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] listing the places that exist.
+    pub fn parse_for(name: &str, n_layers: usize) -> Result<Self> {
+        let unknown = || Error::Invalid(format!("no hook {name:?} in this model; it has {}", listing(n_layers)));
+        let hook = parse(name).ok_or_else(unknown)?;
+        match hook {
+            Self::Block(layer, _) if layer >= n_layers => Err(unknown()),
+            _ => Ok(hook),
+        }
+    }
+}
+
+/// The places of a model of `n_layers` blocks, in one line.
+pub fn listing(n_layers: usize) -> String {
+    let sites = Site::ALL.map(Site::name).join(", ");
+    let blocks = match n_layers {
+        0 => String::new(),
+        1 => format!("blocks.0.{{{sites}}}, "),
+        n => format!("blocks.{{0..{}}}.{{{sites}}}, ", n - 1),
+    };
+    format!("hook_embed, {blocks}ln_final.hook_normalized")
+}
+
+fn parse(name: &str) -> Option<HookPoint> {
+    match name {
+        "hook_embed" => return Some(HookPoint::Embed),
+        "ln_final.hook_normalized" => return Some(HookPoint::FinalNormalized),
+        _ => {}
+    }
+    let (layer, site) = name.strip_prefix("blocks.")?.split_once('.')?;
+    let number = layer.parse::<usize>().ok()?;
+    // "+3" and "03" parse as numbers and are not how the name prints.
+    if number.to_string() != layer {
+        return None;
+    }
+    let site = Site::ALL.into_iter().find(|s| s.name() == site)?;
+    Some(HookPoint::Block(number, site))
+}
+
+impl fmt::Display for HookPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embed => f.write_str("hook_embed"),
+            Self::Block(layer, site) => write!(f, "blocks.{layer}.{}", site.name()),
+            Self::FinalNormalized => f.write_str("ln_final.hook_normalized"),
+        }
+    }
+}
+
+impl FromStr for HookPoint {
+    type Err = Error;
+
+    /// Parses a name without knowing the model; [`HookPoint::parse_for`] also checks the block's number.
+    fn from_str(name: &str) -> Result<Self> {
+        parse(name).ok_or_else(|| {
+            let sites = Site::ALL.map(Site::name).join(", ");
+            Error::Invalid(format!(
+                "unknown hook {name:?}: expected hook_embed, blocks.L.{{{sites}}} or ln_final.hook_normalized"
+            ))
+        })
+    }
+}
+
+/// Sees, and may replace, every value of a forward pass: recording, steering, ablation and splicing are all this.
+pub trait Hooks {
+    /// Called once a pass at each place, in order. `x: [batch, seq, width] -> [batch, seq, width]`; the pass continues
+    /// with what is returned, which must have the same shape.
+    fn visit(&mut self, at: HookPoint, x: Tensor<3>) -> Tensor<3>;
+}
+
+/// Looks at nothing and changes nothing.
+pub struct NoHooks;
+
+impl Hooks for NoHooks {
+    fn visit(&mut self, _: HookPoint, x: Tensor<3>) -> Tensor<3> {
+        x
+    }
+}
+
+/// Keeps the values at the places asked for.
+#[derive(Default)]
+pub struct Record {
+    wanted: Vec<HookPoint>,
+    values: BTreeMap<HookPoint, Tensor<3>>,
+}
+
+impl Record {
+    /// Will keep the values at `wanted`.
+    pub fn new(wanted: impl IntoIterator<Item = HookPoint>) -> Self {
+        Self {
+            wanted: wanted.into_iter().collect(),
+            values: BTreeMap::new(),
+        }
+    }
+
+    /// The last place wanted: where the forward pass may stop.
+    pub fn last(&self) -> Option<HookPoint> {
+        self.wanted.iter().max().copied()
+    }
+
+    /// Takes the value that the last pass left at `at`, `[batch, seq, width]`.
+    pub fn take(&mut self, at: HookPoint) -> Option<Tensor<3>> {
+        self.values.remove(&at)
+    }
+}
+
+impl Hooks for Record {
+    fn visit(&mut self, at: HookPoint, x: Tensor<3>) -> Tensor<3> {
+        if self.wanted.contains(&at) {
+            self.values.insert(at, x.clone());
+        }
+        x
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hook_prints_as_it_parses() {
+        let blocks = Site::ALL.into_iter().map(|site| HookPoint::Block(12, site));
+        for hook in blocks.chain([HookPoint::Embed, HookPoint::FinalNormalized]) {
+            assert_eq!(hook.to_string().parse::<HookPoint>().unwrap(), hook);
+        }
+        assert_eq!(
+            HookPoint::Block(3, Site::ResidPost).to_string(),
+            "blocks.3.hook_resid_post"
+        );
+    }
+
+    #[test]
+    fn hooks_sort_in_the_order_of_the_forward_pass() {
+        let post = HookPoint::Block(0, Site::ResidPost);
+        let pre = HookPoint::Block(1, Site::ResidPre);
+        assert!(HookPoint::Embed < post && post < pre && pre < HookPoint::FinalNormalized);
+    }
+
+    #[test]
+    fn an_unknown_hook_is_answered_with_those_that_exist() {
+        for bad in [
+            "",
+            "blocks.4.hook_resid_post",
+            "blocks.+1.hook_resid_post",
+            "blocks.01.hook_resid_post",
+            "blocks.0.hook_resid",
+            "blocks.99999999999999999999.hook_resid_post",
+            "hook_pos_embed",
+        ] {
+            let error = HookPoint::parse_for(bad, 4).unwrap_err().to_string();
+            assert!(error.contains("blocks.{0..3}.{hook_resid_pre"), "{error}");
+            assert!(error.contains("ln_final.hook_normalized"), "{error}");
+        }
+    }
+}

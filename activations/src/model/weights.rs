@@ -152,7 +152,7 @@ impl Loader<'_> {
         let extra: Vec<&str> = self
             .file
             .names()
-            .filter(|&n| !self.used.contains(n) && !(self.family.ignored)(n) && !(config.tied && n == unembed))
+            .filter(|&n| !(self.used.contains(n) || (self.family.ignored)(n) || config.tied && n == unembed))
             .collect();
         let Some(first) = extra.first() else { return Ok(()) };
         let path = self.file.file_of(first).unwrap_or(self.dir);

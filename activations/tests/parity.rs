@@ -1,6 +1,8 @@
 //! The transformer gives transformers' values at every hook. The references come from
 //! `fixtures/make_tiny_llama.py`, which also makes those of the heavy test.
 
+#![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
+
 use std::path::{Path, PathBuf};
 
 use activations::Device;

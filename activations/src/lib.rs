@@ -2,7 +2,7 @@
 //!
 //! The one decision: **activations are written in natural order and mixed while reading.** Harvesting is then
 //! resumable to the same bytes, every row can be shown in its context, and each training epoch sees another order.
-//! See `STORE.md` for the format and [`store`] for its reader and writer.
+//! Whole contexts travel as [`ContextBatch`]es.
 
 pub mod atomic;
 pub mod context;

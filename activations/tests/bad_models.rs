@@ -18,7 +18,11 @@ fn fixture() -> PathBuf {
 /// A copy of the fixture whose `config.json` went through `edit`.
 fn with_config(edit: impl FnOnce(&mut Value)) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    fs::copy(fixture().join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    fs::copy(
+        fixture().join("model.safetensors"),
+        dir.path().join("model.safetensors"),
+    )
+    .unwrap();
     let mut config: Value = serde_json::from_slice(&fs::read(fixture().join("config.json")).unwrap()).unwrap();
     edit(&mut config);
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -83,7 +87,10 @@ fn a_feature_that_is_not_implemented_is_named() {
 #[test]
 fn a_missing_tensor_is_named_with_its_shape() {
     let dir = with_header(|h| drop(h.remove("model.layers.1.mlp.up_proj.weight")));
-    assert_says(&error(dir.path()), &["model.layers.1.mlp.up_proj.weight is missing", "[40, 24]"]);
+    assert_says(
+        &error(dir.path()),
+        &["model.layers.1.mlp.up_proj.weight is missing", "[40, 24]"],
+    );
 }
 
 #[test]
@@ -92,7 +99,10 @@ fn an_extra_tensor_is_named() {
         let bias = json!({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]});
         h.insert("model.layers.0.self_attn.q_proj.bias".into(), bias);
     });
-    assert_says(&error(dir.path()), &["model.safetensors", "extra tensor model.layers.0.self_attn.q_proj.bias"]);
+    assert_says(
+        &error(dir.path()),
+        &["model.safetensors", "extra tensor model.layers.0.self_attn.q_proj.bias"],
+    );
 }
 
 #[test]
@@ -104,12 +114,18 @@ fn a_misshapen_tensor_is_named_with_both_shapes() {
 #[test]
 fn a_config_that_promises_more_layers_than_the_file_has_is_refused() {
     let dir = with_config(|c| c["num_hidden_layers"] = json!(1_000_000_000));
-    assert_says(&error(dir.path()), &["model.layers.2.input_layernorm.weight is missing"]);
+    assert_says(
+        &error(dir.path()),
+        &["model.layers.2.input_layernorm.weight is missing"],
+    );
 }
 
 #[test]
 fn missing_files_are_named() {
-    assert_says(&error(Path::new("/nonexistent/model")), &["/nonexistent/model", "config.json"]);
+    assert_says(
+        &error(Path::new("/nonexistent/model")),
+        &["/nonexistent/model", "config.json"],
+    );
     let dir = with_config(|_| {});
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert_says(&error(dir.path()), &["no weights", "model.safetensors.index.json"]);
@@ -121,7 +137,10 @@ fn missing_files_are_named() {
 fn tokens_that_the_model_cannot_take_are_refused() {
     let model = Transformer::load(&fixture(), &Device::Cpu.open().unwrap()).unwrap();
     let error = |tokens: &[Vec<u32>]| model.forward(tokens, &mut NoHooks, None).unwrap_err().to_string();
-    assert_says(&error(&[vec![1, 2], vec![3, 61]]), &["token id 61", "row 1", "vocabulary of 61"]);
+    assert_says(
+        &error(&[vec![1, 2], vec![3, 61]]),
+        &["token id 61", "row 1", "vocabulary of 61"],
+    );
     assert_says(&error(&[vec![1, u32::MAX]]), &["token id 4294967295"]);
     assert_says(&error(&[vec![1, 2], vec![3]]), &["row 1", "1 tokens"]);
     assert_says(&error(&[vec![1; 33]]), &["33 tokens", "32"]);

@@ -29,7 +29,12 @@ fn hooks_of(n_layers: usize) -> Vec<HookPoint> {
 
 fn tokens_of(reference: &SafeTensors) -> Vec<Vec<u32>> {
     let seq = reference.shape("tokens").unwrap()[1];
-    let ids: Vec<u32> = reference.read_i64("tokens").unwrap().iter().map(|&id| id as u32).collect();
+    let ids: Vec<u32> = reference
+        .read_i64("tokens")
+        .unwrap()
+        .iter()
+        .map(|&id| id as u32)
+        .collect();
     ids.chunks_exact(seq).map(<[u32]>::to_vec).collect()
 }
 
@@ -41,7 +46,11 @@ fn difference(reference: &SafeTensors, name: &str, x: Tensor<3>) -> f32 {
     let largest = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
     let worst = ours.iter().zip(&theirs).fold(0f32, |m, (a, b)| {
         // A NaN must not pass as equal.
-        if a.is_nan() { f32::INFINITY } else { m.max((a - b).abs()) }
+        if a.is_nan() {
+            f32::INFINITY
+        } else {
+            m.max((a - b).abs())
+        }
     });
     worst / largest
 }
@@ -51,7 +60,10 @@ fn check(model: &Path, reference: &Path) {
     let reference = SafeTensors::open(reference).unwrap();
     let hooks = hooks_of(model.config().n_layers);
     let mut record = Record::new(hooks.clone());
-    let logits = model.forward(&tokens_of(&reference), &mut record, None).unwrap().unwrap();
+    let logits = model
+        .forward(&tokens_of(&reference), &mut record, None)
+        .unwrap()
+        .unwrap();
     for hook in hooks {
         let value = record.take(hook).expect("every hook is visited");
         assert_eq!(value.dims()[2], model.hook_width(hook), "{hook}");

@@ -11,6 +11,8 @@ pub mod dtype;
 mod error;
 pub mod hooks;
 pub mod model;
+pub mod mapped;
+pub mod npy;
 pub mod progress;
 pub mod safetensors_file;
 

@@ -327,7 +327,7 @@ mod tests {
             )
         };
         assert!(problem(b"PAR1").contains("not a .npy"));
-        assert!(problem(&MAGIC[..]).contains("truncated"));
+        assert!(problem(MAGIC).contains("truncated"));
         assert!(problem(&header("'<f8'", "False", "(2, 1)")).contains("<f8"));
         assert!(problem(&header("'>f4'", "False", "(2, 2)")).contains(">f4"));
         assert!(problem(&header("[('a', '<f4')]", "False", "(4,)")).contains("structured"));

@@ -1,6 +1,15 @@
-//! Sparse dictionaries over language model activations: training, measuring, and the index of what their features do.
+//! Sparse dictionaries over language model activations: what they are, how they are trained and measured.
+//!
+//! The one decision: **a method is a configuration, not a class.** A [`Sparsifier`] is a score times an allocation,
+//! a code is sparse from the moment it is selected ([`code`]), and every number people compare is defined once
+//! ([`metrics`]).
 
+pub mod code;
 mod error;
 pub mod index;
+pub mod kernels;
+pub mod metrics;
+pub mod sparsifier;
 
 pub use error::{Error, Result};
+pub use sparsifier::{Allocation, Score, Sparsifier};

@@ -19,11 +19,11 @@ pub enum Score {
 }
 
 impl Score {
-    /// The score of a pre-activation. Larger wins.
+    /// The score of a pre-activation, at least 0. Larger wins; NaN scores 0, so that it never beats a number.
     pub fn of(self, pre: f32) -> f32 {
         match self {
             Self::Positive => pre.max(0.0),
-            Self::Magnitude => pre.abs(),
+            Self::Magnitude => pre.abs().max(0.0),
         }
     }
 
@@ -31,6 +31,7 @@ impl Score {
     pub fn value(self, pre: f32) -> f32 {
         match self {
             Self::Positive => pre.max(0.0),
+            Self::Magnitude if pre.is_nan() => 0.0,
             Self::Magnitude => pre,
         }
     }

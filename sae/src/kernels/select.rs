@@ -17,12 +17,15 @@ fn wins(a: (f32, u32), b: (f32, u32)) -> bool {
 }
 
 fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+    // Scores are never NaN, and -0 equals 0.
+    b.0.partial_cmp(&a.0)
+        .unwrap_or(std::cmp::Ordering::Equal)
+        .then(a.1.cmp(&b.1))
 }
 
 /// The `indices.len()` winners of `pre`, best first, and their values.
 ///
-/// `pre`: `[d_sae]`, finite or infinite but not NaN (a NaN never wins); `indices`, `values`: `[k]` with `k <= d_sae`.
+/// `pre`: `[d_sae]`, a NaN scores 0; `indices`, `values`: `[k]` with `k <= d_sae`.
 /// Slots that no latent deserves (score 0) get value 0 and the index of the latent that would have come next.
 ///
 /// One pass keeps at most `2 k` candidates above a rising bar, so a row costs about one comparison an element.
@@ -60,17 +63,6 @@ pub fn top_k(pre: &[f32], score: Score, indices: &mut [i32], values: &mut [f32],
             bar = best[k - 1].0;
         }
     }
-    if best.len() < k {
-        // Only NaN is below every bar: the missing slots are the first latents not yet taken.
-        let taken: std::collections::HashSet<u32> = best.iter().map(|&(_, i)| i).collect();
-        let missing = k - best.len();
-        best.extend(
-            (0..pre.len() as u32)
-                .filter(|i| !taken.contains(i))
-                .take(missing)
-                .map(|i| (f32::NEG_INFINITY, i)),
-        );
-    }
     if best.len() > k {
         best.select_nth_unstable_by(k - 1, order);
         best.truncate(k);
@@ -79,22 +71,18 @@ pub fn top_k(pre: &[f32], score: Score, indices: &mut [i32], values: &mut [f32],
     debug_assert!(best.windows(2).all(|pair| wins(pair[0], pair[1])));
     for ((&(_, i), index), value) in best.iter().zip(indices).zip(values) {
         *index = i as i32;
-        let u = pre[i as usize];
-        *value = if u.is_nan() { 0.0 } else { score.value(u) };
+        *value = score.value(pre[i as usize]);
     }
 }
 
 /// The plain twin of [`top_k`]: sorts the whole row.
 pub fn top_k_twin(pre: &[f32], score: Score, k: usize) -> (Vec<i32>, Vec<f32>) {
-    let key = |u: f32| if u.is_nan() { f32::NEG_INFINITY } else { score.of(u) };
-    let mut all: Vec<(f32, u32)> = pre.iter().enumerate().map(|(i, &u)| (key(u), i as u32)).collect();
+    let mut all: Vec<(f32, u32)> = pre.iter().enumerate().map(|(i, &u)| (score.of(u), i as u32)).collect();
     all.sort_by(order);
     all.truncate(k);
-    let value = |i: u32| {
-        let u = pre[i as usize];
-        if u.is_nan() { 0.0 } else { score.value(u) }
-    };
-    all.iter().map(|&(_, i)| (i as i32, value(i))).unzip()
+    all.iter()
+        .map(|&(_, i)| (i as i32, score.value(pre[i as usize])))
+        .unzip()
 }
 
 #[cfg(test)]

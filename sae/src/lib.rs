@@ -9,6 +9,7 @@ mod error;
 pub mod index;
 pub mod kernels;
 pub mod metrics;
+pub mod optimizer;
 pub mod sparsifier;
 
 pub use error::{Error, Result};

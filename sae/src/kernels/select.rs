@@ -2,18 +2,76 @@
 //!
 //! The order is total: the larger score first, of equal scores the lower index. So the answer is unique, and a twin
 //! that sorts must agree to the bit.
+//!
+//! One vectorised pass takes the largest score of each group of latents. The k-th largest of those is a bar that at
+//! least k latents reach, and hardly more than k groups hold anybody who does: only those are looked at one by one.
 
+use super::simd::{Level, for_each_level, level};
 use crate::sparsifier::Score;
+
+/// What the latents of a row compete with, and the value a winner takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rank {
+    /// As a sparsifier scores: `max(u, 0)` or `|u|`.
+    Score(Score),
+    /// By `u` itself, below zero too, and that is the value. A NaN comes last, with value 0.
+    Value,
+}
+
+/// [`Rank`] as types, so that each compiles to loops without a branch on it.
+trait Order: Copy {
+    /// The least score there is; that of a NaN.
+    const FLOOR: f32;
+    fn score(u: f32) -> f32;
+    fn value(u: f32) -> f32;
+}
+
+#[derive(Clone, Copy)]
+struct Positive;
+impl Order for Positive {
+    const FLOOR: f32 = 0.0;
+    #[inline(always)]
+    fn score(u: f32) -> f32 {
+        // Comparisons with NaN are false, and this shape is one instruction.
+        if u > 0.0 { u } else { 0.0 }
+    }
+    fn value(u: f32) -> f32 {
+        Score::Positive.value(u)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Magnitude;
+impl Order for Magnitude {
+    const FLOOR: f32 = 0.0;
+    #[inline(always)]
+    fn score(u: f32) -> f32 {
+        if u.abs() > 0.0 { u.abs() } else { 0.0 }
+    }
+    fn value(u: f32) -> f32 {
+        Score::Magnitude.value(u)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ByValue;
+impl Order for ByValue {
+    const FLOOR: f32 = f32::MIN;
+    #[inline(always)]
+    fn score(u: f32) -> f32 {
+        if u > f32::MIN { u } else { f32::MIN }
+    }
+    fn value(u: f32) -> f32 {
+        Score::Magnitude.value(u)
+    }
+}
 
 /// Room that [`top_k`] reuses from row to row.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    tops: Vec<f32>,
+    ranked: Vec<f32>,
     candidates: Vec<(f32, u32)>,
-}
-
-/// Whether score and index `a` win over `b`.
-fn wins(a: (f32, u32), b: (f32, u32)) -> bool {
-    a.0 > b.0 || (a.0 == b.0 && a.1 < b.1)
 }
 
 fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
@@ -23,66 +81,122 @@ fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
         .then(a.1.cmp(&b.1))
 }
 
+/// Latents that one vector register holds. A group is every `LANES`-th latent of a stretch, because then its largest
+/// score comes out of `depth` vertical maxima with no sum across the register.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn group_tops<O: Order>(pre: &[f32], depth: usize, tops: &mut [f32]) {
+    for (stretch, tops) in pre.chunks_exact(depth * LANES).zip(tops.chunks_exact_mut(LANES)) {
+        let mut best = [O::FLOOR; LANES];
+        for vector in stretch.chunks_exact(LANES) {
+            for (best, &u) in best.iter_mut().zip(vector) {
+                let s = O::score(u);
+                *best = if s > *best { s } else { *best };
+            }
+        }
+        tops.copy_from_slice(&best);
+    }
+}
+
+#[inline(always)]
+fn tops_positive<const FMA: bool>(pre: &[f32], depth: usize, tops: &mut [f32]) {
+    group_tops::<Positive>(pre, depth, tops);
+}
+#[inline(always)]
+fn tops_magnitude<const FMA: bool>(pre: &[f32], depth: usize, tops: &mut [f32]) {
+    group_tops::<Magnitude>(pre, depth, tops);
+}
+#[inline(always)]
+fn tops_by_value<const FMA: bool>(pre: &[f32], depth: usize, tops: &mut [f32]) {
+    group_tops::<ByValue>(pre, depth, tops);
+}
+for_each_level! { fn positive(pre: &[f32], depth: usize, tops: &mut [f32]) = tops_positive }
+for_each_level! { fn magnitude(pre: &[f32], depth: usize, tops: &mut [f32]) = tops_magnitude }
+for_each_level! { fn by_value(pre: &[f32], depth: usize, tops: &mut [f32]) = tops_by_value }
+
 /// The `indices.len()` winners of `pre`, best first, and their values.
 ///
-/// `pre`: `[d_sae]`, a NaN scores 0; `indices`, `values`: `[k]` with `k <= d_sae`.
-/// Slots that no latent deserves (score 0) get value 0 and the index of the latent that would have come next.
-///
-/// One pass keeps at most `2 k` candidates above a rising bar, so a row costs about one comparison an element.
+/// `pre`: `[d_sae]`, a NaN comes last; `indices`, `values`: `[k]` with `k <= d_sae`.
+/// Under a [`Rank::Score`], slots that no latent deserves (score 0) get value 0 and the index of the latent that would
+/// have come next.
 ///
 /// # Panics
 /// If `k` is 0 or over `d_sae`: configuration is checked before.
-pub fn top_k(pre: &[f32], score: Score, indices: &mut [i32], values: &mut [f32], scratch: &mut Scratch) {
-    let k = indices.len();
-    assert!(
-        k == values.len() && 0 < k && k <= pre.len(),
-        "top-{k} of {} latents",
-        pre.len()
-    );
-    let best = &mut scratch.candidates;
-    best.clear();
-    // A candidate has to beat the k-th of those seen so far; before there are k, everything passes.
-    let mut bar = f32::NEG_INFINITY;
-    const BLOCK: usize = 32;
-    for (block, chunk) in pre.chunks(BLOCK).enumerate() {
-        // Branch once a block: nearly all blocks hold nobody above the bar. Equal scores lose to a lower index, which
-        // came before, so the comparison is strict.
-        let top = chunk.iter().fold(f32::NEG_INFINITY, |top, &u| top.max(score.of(u)));
-        if top <= bar {
-            continue;
-        }
-        for (offset, &u) in chunk.iter().enumerate() {
-            let s = score.of(u);
-            if s > bar {
-                best.push((s, (block * BLOCK + offset) as u32));
-            }
-        }
-        if best.len() >= 2 * k + BLOCK {
-            best.select_nth_unstable_by(k - 1, order);
-            best.truncate(k);
-            bar = best[k - 1].0;
-        }
+pub fn top_k(pre: &[f32], rank: Rank, indices: &mut [i32], values: &mut [f32], scratch: &mut Scratch) {
+    match rank {
+        Rank::Score(Score::Positive) => winners::<Positive>(pre, positive, indices, values, scratch),
+        Rank::Score(Score::Magnitude) => winners::<Magnitude>(pre, magnitude, indices, values, scratch),
+        Rank::Value => winners::<ByValue>(pre, by_value, indices, values, scratch),
     }
-    if best.len() > k {
-        best.select_nth_unstable_by(k - 1, order);
-        best.truncate(k);
+}
+
+fn winners<O: Order>(
+    pre: &[f32],
+    tops_of: fn(Level, &[f32], usize, &mut [f32]),
+    indices: &mut [i32],
+    values: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let (k, n) = (indices.len(), pre.len());
+    assert!(k == values.len() && 0 < k && k <= n, "top-{k} of {n} latents");
+    // Many more groups than winners, or the bar would be low; but not so many that finding the bar is the work.
+    let depth = (n / (8 * k)).clamp(1, 32);
+    let grouped = n / (depth * LANES) * depth * LANES;
+    let Scratch {
+        tops,
+        ranked,
+        candidates,
+    } = scratch;
+    tops.resize(grouped / depth, 0.0);
+    tops_of(level(), pre, depth, tops);
+    let bar = if tops.len() < k {
+        O::FLOOR
+    } else {
+        ranked.clone_from(tops);
+        let by_score = |a: &f32, b: &f32| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal);
+        *ranked.select_nth_unstable_by(k - 1, by_score).1
+    };
+
+    candidates.clear();
+    let mut consider = |i: usize| {
+        let s = O::score(pre[i]);
+        // Equal scores stay in the race: the lower index has yet to win.
+        if s >= bar {
+            candidates.push((s, i as u32));
+        }
+    };
+    for (group, _) in tops.iter().enumerate().filter(|(_, top)| **top >= bar) {
+        let first = group / LANES * depth * LANES + group % LANES;
+        (0..depth).for_each(|step| consider(first + step * LANES));
     }
-    best.sort_unstable_by(order);
-    debug_assert!(best.windows(2).all(|pair| wins(pair[0], pair[1])));
-    for ((&(_, i), index), value) in best.iter().zip(indices).zip(values) {
+    (grouped..n).for_each(&mut consider);
+
+    if candidates.len() > k {
+        candidates.select_nth_unstable_by(k - 1, order);
+        candidates.truncate(k);
+    }
+    candidates.sort_unstable_by(order);
+    for ((&(_, i), index), value) in candidates.iter().zip(indices).zip(values) {
         *index = i as i32;
-        *value = score.value(pre[i as usize]);
+        *value = O::value(pre[i as usize]);
     }
 }
 
 /// The plain twin of [`top_k`]: sorts the whole row.
-pub fn top_k_twin(pre: &[f32], score: Score, k: usize) -> (Vec<i32>, Vec<f32>) {
-    let mut all: Vec<(f32, u32)> = pre.iter().enumerate().map(|(i, &u)| (score.of(u), i as u32)).collect();
+pub fn top_k_twin(pre: &[f32], rank: Rank, k: usize) -> (Vec<i32>, Vec<f32>) {
+    let score = |u: f32| match rank {
+        Rank::Score(score) => score.of(u),
+        Rank::Value => u.max(f32::MIN),
+    };
+    let value = |u: f32| match rank {
+        Rank::Score(score) => score.value(u),
+        Rank::Value => Score::Magnitude.value(u),
+    };
+    let mut all: Vec<(f32, u32)> = pre.iter().enumerate().map(|(i, &u)| (score(u), i as u32)).collect();
     all.sort_by(order);
     all.truncate(k);
-    all.iter()
-        .map(|&(_, i)| (i as i32, score.value(pre[i as usize])))
-        .unzip()
+    all.iter().map(|&(_, i)| (i as i32, value(pre[i as usize]))).unzip()
 }
 
 #[cfg(test)]
@@ -91,20 +205,20 @@ mod tests {
 
     use super::*;
 
-    fn fast(pre: &[f32], score: Score, k: usize) -> (Vec<i32>, Vec<f32>) {
+    fn fast(pre: &[f32], rank: Rank, k: usize) -> (Vec<i32>, Vec<f32>) {
         let (mut indices, mut values) = (vec![-1; k], vec![f32::NAN; k]);
-        top_k(pre, score, &mut indices, &mut values, &mut Scratch::default());
+        top_k(pre, rank, &mut indices, &mut values, &mut Scratch::default());
         (indices, values)
     }
 
     #[test]
     fn equal_scores_go_to_the_lower_index() {
         assert_eq!(
-            fast(&[1.0, -2.0, 2.0, 2.0], Score::Magnitude, 2),
+            fast(&[1.0, -2.0, 2.0, 2.0], Rank::Score(Score::Magnitude), 2),
             (vec![1, 2], vec![-2.0, 2.0])
         );
         assert_eq!(
-            fast(&[1.0, -2.0, 2.0, 2.0], Score::Positive, 2),
+            fast(&[1.0, -2.0, 2.0, 2.0], Rank::Score(Score::Positive), 2),
             (vec![2, 3], vec![2.0, 2.0])
         );
     }
@@ -112,34 +226,45 @@ mod tests {
     #[test]
     fn latents_below_zero_fill_slots_with_zeros_under_the_positive_score() {
         assert_eq!(
-            fast(&[-1.0, -2.0, 0.5], Score::Positive, 3),
+            fast(&[-1.0, -2.0, 0.5], Rank::Score(Score::Positive), 3),
             (vec![2, 0, 1], vec![0.5, 0.0, 0.0])
+        );
+    }
+
+    #[test]
+    fn latents_below_zero_keep_their_value_when_ranked_by_it() {
+        assert_eq!(
+            fast(&[-1.0, f32::NAN, -2.0, 0.5], Rank::Value, 4),
+            (vec![3, 0, 2, 1], vec![0.5, -1.0, -2.0, 0.0])
         );
     }
 
     #[test]
     fn a_nan_never_wins() {
         assert_eq!(
-            fast(&[f32::NAN, 1.0, f32::NAN], Score::Magnitude, 2),
+            fast(&[f32::NAN, 1.0, f32::NAN], Rank::Score(Score::Magnitude), 2),
             (vec![1, 0], vec![1.0, 0.0])
         );
     }
 
     proptest! {
-        /// Few distinct values make many ties; widths cross the block size.
+        /// Few distinct values make many ties; widths cross stretches and leave tails.
         #[test]
         fn selecting_equals_sorting(
             pre in prop::collection::vec(prop_oneof![
                 (-6i8..6).prop_map(f32::from),
                 -4.0f32..4.0,
-                Just(f32::INFINITY), Just(-0.0), Just(f32::NAN),
-            ], 1..300),
+                Just(f32::INFINITY), Just(f32::NEG_INFINITY), Just(-0.0), Just(f32::NAN),
+            ], 1..3000),
             share in 0.0f64..=1.0,
-            magnitude: bool,
+            few: bool,
+            rank in prop_oneof![
+                Just(Rank::Score(Score::Positive)), Just(Rank::Score(Score::Magnitude)), Just(Rank::Value)
+            ],
         ) {
+            let share = if few { share * 0.02 } else { share };
             let k = ((pre.len() as f64 * share) as usize).clamp(1, pre.len());
-            let score = if magnitude { Score::Magnitude } else { Score::Positive };
-            prop_assert_eq!(fast(&pre, score, k), top_k_twin(&pre, score, k));
+            prop_assert_eq!(fast(&pre, rank, k), top_k_twin(&pre, rank, k));
         }
     }
 }

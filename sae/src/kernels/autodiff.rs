@@ -1,0 +1,141 @@
+//! How gradients flow back through the sparse operations.
+//!
+//! burn allows an operation one float output, so the main and the auxiliary code are one tensor of values, and the
+//! indices, which have no gradient, ride along. A slot of value 0 is inactive and passes nothing back.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, TensorMetadata, get_device_settings};
+
+use super::ops::{EncodePlan, SparseKernels, SparseOps};
+
+/// What the way back through the encoder needs: inputs only where a gradient is asked for.
+#[derive(Clone, Debug)]
+struct Encoded<X, I> {
+    x: Option<X>,
+    w_enc: Option<X>,
+    indices: I,
+    values: X,
+    d_sae: usize,
+}
+
+#[derive(Debug)]
+struct EncodeBackward;
+
+impl<B: SparseKernels> Backward<B, 3> for EncodeBackward {
+    type State = Encoded<FloatTensor<B>, IntTensor<B>>;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [x_node, w_node, b_node] = ops.parents;
+        let grad = grads.consume::<B>(&ops.node);
+        let Encoded {
+            x,
+            w_enc,
+            indices,
+            values,
+            d_sae,
+            ..
+        } = ops.state;
+        let settings = get_device_settings::<B>(&grad.device());
+        let inactive = B::float_equal_elem(values, 0f32.into(), settings.bool_dtype);
+        let grad = B::float_mask_fill(grad, inactive, 0f32.into());
+        if let (Some(node), Some(w_enc)) = (x_node, w_enc) {
+            grads.register::<B>(node.id, B::sum_rows(indices.clone(), grad.clone(), w_enc));
+        }
+        if let (true, Some(x)) = (w_node.is_some() || b_node.is_some(), x) {
+            let (w_grad, b_grad) = B::scatter_rows(indices, grad, x, d_sae);
+            if let Some(node) = w_node {
+                grads.register::<B>(node.id, w_grad);
+            }
+            if let Some(node) = b_node {
+                grads.register::<B>(node.id, b_grad);
+            }
+        }
+    }
+}
+
+/// What the way back through the decoder needs.
+#[derive(Clone, Debug)]
+struct Decoded<X, I> {
+    indices: I,
+    values: Option<X>,
+    w_dec: Option<X>,
+    d_sae: usize,
+}
+
+#[derive(Debug)]
+struct DecodeBackward;
+
+impl<B: SparseKernels> Backward<B, 2> for DecodeBackward {
+    type State = Decoded<FloatTensor<B>, IntTensor<B>>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [values_node, w_node] = ops.parents;
+        let grad = grads.consume::<B>(&ops.node);
+        let state = ops.state;
+        if let (Some(node), Some(w_dec)) = (values_node, state.w_dec) {
+            grads.register::<B>(node.id, B::dot_rows(state.indices.clone(), grad.clone(), w_dec));
+        }
+        if let (Some(node), Some(values)) = (w_node, state.values) {
+            let (w_grad, _) = B::scatter_rows(state.indices, values, grad, state.d_sae);
+            grads.register::<B>(node.id, w_grad);
+        }
+    }
+}
+
+impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
+    fn sparse_encode(
+        x: FloatTensor<Self>,
+        w_enc: FloatTensor<Self>,
+        b_enc: FloatTensor<Self>,
+        candidates: IntTensor<Self>,
+        plan: EncodePlan,
+    ) -> (IntTensor<Self>, FloatTensor<Self>) {
+        let [d_sae] = b_enc.shape().dims();
+        let to_x = x.is_tracked();
+        let to_weights = w_enc.is_tracked() || b_enc.is_tracked();
+        let nodes = [x.node.clone(), w_enc.node.clone(), b_enc.node.clone()];
+        let (x, w_enc) = (x.primitive, w_enc.primitive);
+        let (indices, values) = B::select(x.clone(), w_enc.clone(), b_enc.primitive, candidates, plan);
+        let output = match EncodeBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = Encoded {
+                    x: to_weights.then_some(x),
+                    w_enc: to_x.then_some(w_enc),
+                    indices: indices.clone(),
+                    values: values.clone(),
+                    d_sae,
+                };
+                prep.finish(state, values)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(values),
+        };
+        (indices, output)
+    }
+
+    fn sparse_decode(
+        indices: IntTensor<Self>,
+        values: FloatTensor<Self>,
+        w_dec: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [d_sae, _] = w_dec.shape().dims();
+        let (to_values, to_weights) = (values.is_tracked(), w_dec.is_tracked());
+        let nodes = [values.node.clone(), w_dec.node.clone()];
+        let (values, w_dec) = (values.primitive, w_dec.primitive);
+        let output = B::sum_rows(indices.clone(), values.clone(), w_dec.clone());
+        match DecodeBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = Decoded {
+                    indices,
+                    values: to_weights.then_some(values),
+                    w_dec: to_values.then_some(w_dec),
+                    d_sae,
+                };
+                prep.finish(state, output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The CPU backend's own kernels: its buffers as slices, and the arithmetic of `cpu` and `adam` on them.
+
+use burn::backend::Flex;
+use burn::backend::ops::{FloatTensorOps, IntTensorOps};
+use burn::tensor::{DType, IntDType, TensorData};
+use burn_flex::FlexTensor;
+
+use super::adam::{self, AdamStep};
+use super::cpu::{self, ByLatent, Selector};
+use super::ops::{EncodePlan, SparseKernels};
+use super::select::Rank;
+
+/// Elements of a tile of pre-activations: `[batch, d_sae]` never exists whole. Small enough to stay in the last cache
+/// between the product and the selection, large enough that the product is worth its packing.
+const TILE_ELEMENTS: usize = 1 << 22;
+
+/// Rows of a tile at least, for the sake of the product.
+const TILE_ROWS: usize = 64;
+
+/// A tensor whose whole buffer is its elements in order.
+fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    assert!(
+        tensor.dtype() == DType::F32,
+        "sparse kernels compute in f32, not {:?}",
+        tensor.dtype()
+    );
+    tensor.to_contiguous()
+}
+
+fn indices_i32(tensor: FlexTensor) -> FlexTensor {
+    let tensor = if tensor.dtype() == DType::I32 {
+        tensor
+    } else {
+        Flex::int_cast(tensor, IntDType::I32)
+    };
+    tensor.to_contiguous()
+}
+
+fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    tensor.layout().shape().dims()
+}
+
+fn floats<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+impl SparseKernels for Flex {
+    fn select(
+        x: FlexTensor,
+        w_enc: FlexTensor,
+        b_enc: FlexTensor,
+        candidates: FlexTensor,
+        plan: EncodePlan,
+    ) -> (FlexTensor, FlexTensor) {
+        let [batch, _] = dims(&x);
+        let [d_sae] = dims(&b_enc);
+        let (b_enc, candidates) = (contiguous(b_enc), indices_i32(candidates));
+        let selector = Selector {
+            b_enc: b_enc.storage(),
+            main: (Rank::Score(plan.main.score), plan.main.k),
+            aux: (plan.aux_rank, plan.aux_k),
+            candidates: candidates.storage(),
+        };
+        let slots = plan.main.k + plan.aux_k;
+        let mut indices = vec![0i32; batch * slots];
+        let mut values = vec![0.0f32; batch * slots];
+        let w_enc = w_enc.transpose(0, 1);
+        // Fixed by the shapes alone: the product of a row may depend on where tiles are cut.
+        let tile = (TILE_ELEMENTS / d_sae).max(TILE_ROWS);
+        let outputs = indices.chunks_mut(tile * slots).zip(values.chunks_mut(tile * slots));
+        for (n, (indices, values)) in outputs.enumerate() {
+            let x = x.narrow(0, n * tile, indices.len() / slots);
+            let mut pre = Flex::float_matmul(x, w_enc.clone());
+            selector.select(pre.storage_mut(), indices, values);
+        }
+        let indices = FlexTensor::from_data(TensorData::new(indices, [batch, slots]));
+        (indices, floats(values, [batch, slots]))
+    }
+
+    fn sum_rows(indices: FlexTensor, weights: FlexTensor, matrix: FlexTensor) -> FlexTensor {
+        let ([batch, slots], [_, width]) = (dims(&indices), dims(&matrix));
+        let (indices, weights, matrix) = (indices_i32(indices), contiguous(weights), contiguous(matrix));
+        let mut out = vec![0.0; batch * width];
+        cpu::sum_rows(
+            indices.storage(),
+            weights.storage(),
+            slots,
+            matrix.storage(),
+            width,
+            &mut out,
+        );
+        floats(out, [batch, width])
+    }
+
+    fn dot_rows(indices: FlexTensor, vectors: FlexTensor, matrix: FlexTensor) -> FlexTensor {
+        let ([batch, slots], [_, width]) = (dims(&indices), dims(&matrix));
+        let (indices, vectors, matrix) = (indices_i32(indices), contiguous(vectors), contiguous(matrix));
+        let mut out = vec![0.0; batch * slots];
+        cpu::dot_rows(
+            indices.storage(),
+            slots,
+            vectors.storage(),
+            matrix.storage(),
+            width,
+            &mut out,
+        );
+        floats(out, [batch, slots])
+    }
+
+    fn scatter_rows(
+        indices: FlexTensor,
+        weights: FlexTensor,
+        vectors: FlexTensor,
+        d_sae: usize,
+    ) -> (FlexTensor, FlexTensor) {
+        let ([_, slots], [_, width]) = (dims(&indices), dims(&vectors));
+        let (indices, weights, vectors) = (indices_i32(indices), contiguous(weights), contiguous(vectors));
+        let by_latent = ByLatent::new(indices.storage(), weights.storage(), slots, d_sae);
+        let (mut matrix, mut sums) = (vec![0.0; d_sae * width], vec![0.0; d_sae]);
+        by_latent.scatter(vectors.storage(), width, &mut matrix, &mut sums);
+        (floats(matrix, [d_sae, width]), floats(sums, [d_sae]))
+    }
+
+    fn adam(
+        param: FlexTensor,
+        grad: FlexTensor,
+        m: FlexTensor,
+        v: FlexTensor,
+        step: AdamStep,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let width = *param
+            .layout()
+            .shape()
+            .as_slice()
+            .last()
+            .expect("a parameter has a dimension");
+        let (mut param, grad, mut m, mut v) = (contiguous(param), contiguous(grad), contiguous(m), contiguous(v));
+        // A buffer that somebody else still holds is copied here, because their values must not change.
+        adam::update(
+            param.storage_mut(),
+            grad.storage(),
+            m.storage_mut(),
+            v.storage_mut(),
+            width,
+            step,
+        );
+        (param, m, v)
+    }
+}

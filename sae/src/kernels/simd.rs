@@ -1,0 +1,194 @@
+//! Arithmetic on single rows, compiled once for every instruction set and chosen when the program runs.
+//!
+//! A build for the oldest processor would leave three quarters of a new one idle, and a build for the newest would not
+//! start on the old. So each kernel has one plain body that LLVM vectorises, and one copy of it a level. The body
+//! fixes the order of every sum, so results depend on the level alone, never on the number of threads.
+//!
+//! `SAE_CPU=scalar|avx2|avx512` lowers the level: to compare, and to reproduce what another machine computed.
+
+use std::sync::OnceLock;
+
+/// What the processor can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every processor of the architecture has.
+    Scalar,
+    /// 256-bit vectors with fused multiply-add.
+    Avx2,
+    /// 512-bit vectors.
+    Avx512,
+}
+
+/// The level in use: the best that this processor has, or less if `SAE_CPU` says so.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let wanted = match std::env::var("SAE_CPU").as_deref() {
+            Ok("scalar") => Level::Scalar,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        wanted.min(detected())
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detected() -> Level {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        Level::Scalar
+    } else if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+    {
+        Level::Avx512
+    } else {
+        Level::Avx2
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detected() -> Level {
+    Level::Scalar
+}
+
+/// `name(level, arguments)` runs `body::<FMA>(arguments)` compiled for `level`.
+macro_rules! for_each_level {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name(level: $crate::kernels::simd::Level, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                // A level that this processor lacks would be undefined behaviour, whoever asked for it.
+                match level.min($crate::kernels::simd::level()) {
+                    // SAFETY: `level()` is at most what was detected on this processor.
+                    $crate::kernels::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::kernels::simd::Level::Scalar => {}
+                }
+            }
+            let _ = level;
+            $body::<false>($($arg),*)
+        }
+    };
+}
+pub(super) use for_each_level;
+
+/// `a * b + c`, rounded once where the processor can.
+#[inline(always)]
+pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    // Without the instruction `f32::mul_add` is a call into a library.
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Partial sums of a dot product: four registers of the widest vectors, so that additions do not wait for each other.
+const LANES: usize = 64;
+
+/// `a . b` over their common length.
+#[inline(always)]
+pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    let mut lanes = [0.0f32; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail = a_chunks.remainder().iter().zip(b_chunks.remainder());
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane = mul_add::<FMA>(a, b, *lane);
+        }
+    }
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(tail) {
+        *lane = mul_add::<FMA>(a, b, *lane);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+fn sum_rows_body<const FMA: bool>(out: &mut [f32], rows: &[u32], weights: &[f32], matrix: &[f32]) {
+    let width = out.len();
+    let row = |r: u32| &matrix[r as usize * width..][..width];
+    out.fill(0.0);
+    // Four rows at a time: the sum stays in registers longer and four streams of memory are in flight. The order of
+    // additions is that of the rows all the same.
+    let (row_quads, weight_quads) = (rows.chunks_exact(4), weights.chunks_exact(4));
+    let tail = row_quads.remainder().iter().zip(weight_quads.remainder());
+    for (r, w) in row_quads.zip(weight_quads) {
+        let (a, b, c, d) = (row(r[0]), row(r[1]), row(r[2]), row(r[3]));
+        for (i, out) in out.iter_mut().enumerate() {
+            let sum = mul_add::<FMA>(w[1], b[i], mul_add::<FMA>(w[0], a[i], *out));
+            *out = mul_add::<FMA>(w[3], d[i], mul_add::<FMA>(w[2], c[i], sum));
+        }
+    }
+    for (&r, &w) in tail {
+        for (out, &a) in out.iter_mut().zip(row(r)) {
+            *out = mul_add::<FMA>(w, a, *out);
+        }
+    }
+}
+
+for_each_level! {
+    /// `out = sum_j weights[j] * matrix[rows[j]]`, added in the order of `rows`.
+    ///
+    /// `out`: `[width]`, overwritten; `rows`, `weights`: `[n]`; `matrix`: `[_, width]`.
+    pub fn sum_rows(out: &mut [f32], rows: &[u32], weights: &[f32], matrix: &[f32]) = sum_rows_body
+}
+
+#[inline(always)]
+fn dot_rows_body<const FMA: bool>(out: &mut [f32], vector: &[f32], rows: &[i32], matrix: &[f32]) {
+    let width = vector.len();
+    for (out, &r) in out.iter_mut().zip(rows) {
+        *out = dot::<FMA>(vector, &matrix[r as usize * width..][..width]);
+    }
+}
+
+for_each_level! {
+    /// `out[j] = vector . matrix[rows[j]]`.
+    ///
+    /// `out`, `rows`: `[n]`; `vector`: `[width]`; `matrix`: `[_, width]`.
+    pub fn dot_rows(out: &mut [f32], vector: &[f32], rows: &[i32], matrix: &[f32]) = dot_rows_body
+}
+
+#[inline(always)]
+fn add_body<const FMA: bool>(out: &mut [f32], other: &[f32]) {
+    for (out, &x) in out.iter_mut().zip(other) {
+        *out += x;
+    }
+}
+
+for_each_level! {
+    /// `out += other`, both `[n]`.
+    pub fn add(out: &mut [f32], other: &[f32]) = add_body
+}
+
+#[inline(always)]
+fn sum_of_squares_body<const FMA: bool>(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0f64; LANES];
+    for chunk in values.chunks(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+    }
+    lanes.iter().sum()
+}
+
+for_each_level! {
+    /// The sum of the squares of `values`, in f64.
+    pub fn sum_of_squares(values: &[f32]) -> f64 = sum_of_squares_body
+}

@@ -5,12 +5,17 @@
 //! ([`metrics`]).
 
 pub mod code;
+pub mod config;
+pub mod dictionary;
 mod error;
 pub mod index;
 pub mod kernels;
 pub mod metrics;
 pub mod optimizer;
 pub mod sparsifier;
+mod tensor_file;
 
+pub use code::{HostCode, SparseCode};
+pub use dictionary::{DictionaryCard, Sae};
 pub use error::{Error, Result};
 pub use sparsifier::{Allocation, Score, Sparsifier};

@@ -1,0 +1,331 @@
+//! The whole configuration of a training run: `run.toml`.
+//!
+//! The one decision: **a configuration is data until it is complete.** The file and the `--set` overrides become one
+//! TOML tree, the tree becomes a [`RunConfig`] in which whatever was left out is `None`, and
+//! [`plan`](crate::train::plan) fills the gaps from the activations. The filled-in file lies beside the run, so that
+//! nothing about a run depends on a default that a later build changes.
+//!
+//! ```
+//! use sae::config::RunConfig;
+//! let config = RunConfig::from_toml("[sae]\nk = 16", &[("train.lr".into(), "1e-4".into())])?;
+//! assert_eq!((config.sae.k, config.train.lr), (16, Some(1e-4)));
+//! let error = RunConfig::from_toml("[train]\nlearn = 1.0", &[]).unwrap_err().to_string();
+//! assert!(error.contains("train.learn"));
+//! # Ok::<(), sae::Error>(())
+//! ```
+
+mod keys;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::sparsifier::Sparsifier;
+
+/// Name of the configuration in a run's directory.
+pub const RUN_TOML: &str = "run.toml";
+
+/// Everything that decides a run's result.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// `[data]`: which activations.
+    pub data: DataConfig,
+    /// `[sae]`: which dictionary.
+    pub sae: SaeConfig,
+    /// `[train]`: how it is trained.
+    pub train: TrainConfig,
+}
+
+/// `[data]`: which activations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// A store's directory, or a `.npy` of `[n, d_in]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acts: Option<PathBuf>,
+    /// The hook to train on; needed when the store has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
+    /// Rows at the end of the data that training never sees. Default: a tenth, at most 16,384.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_rows: Option<u64>,
+    /// Memory of the pool that mixes rows, in MiB. More mixes better.
+    pub mix_memory_mib: u64,
+}
+
+/// `[sae]`: which dictionary.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SaeConfig {
+    /// The activation function.
+    pub method: Method,
+    /// Latents that may fire for a token.
+    pub k: usize,
+    /// Number of latents. Default: `expansion` times the width of the activations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub d_sae: Option<usize>,
+    /// Latents per dimension of the activations, where `d_sae` is not given. Default: 8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expansion: Option<usize>,
+}
+
+/// An activation function by the name of its paper.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// TopK (arXiv 2406.04093): the k largest positive pre-activations.
+    #[default]
+    #[serde(rename = "topk")]
+    TopK,
+    /// AbsTopK (arXiv 2510.00404): the k largest magnitudes, signed.
+    #[serde(rename = "abs_topk")]
+    AbsTopK,
+}
+
+/// `[train]`: how the dictionary is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Steps. Default: from `tokens`; or one pass over the data, but at least 1,000 steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Tokens to train on, repetitions counted: an alternative to `steps`, rounded up to whole batches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Tokens a step. Default: 4,096, or less where there are few rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+    /// Highest learning rate. Default: `2e-4 / sqrt(d_sae / 2^14)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Steps over which the learning rate rises from 0. Default: 1,000, at most a twentieth of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
+    /// Share of the run, at its end, over which the learning rate falls to 0.
+    pub decay_share: f64,
+    /// Adam's decay of the mean of gradients.
+    pub beta1: f64,
+    /// Adam's decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// Weight of the auxiliary loss that revives dead latents; 0 switches it off.
+    pub aux_weight: f64,
+    /// Most dead latents that the auxiliary loss gives a token. Default: half the width of the activations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_k: Option<usize>,
+    /// A latent that has not fired for so many tokens is dead. Default: 5% of the run's tokens, at most 10 million.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_after_tokens: Option<u64>,
+    /// Where `b_dec` starts.
+    pub b_dec_init: BDecInit,
+    /// Of the first decoder and of the order of the data.
+    pub seed: u64,
+    /// Steps between measurements on the whole held-out set. Default: a twentieth of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_every: Option<u64>,
+    /// Steps between lines of the log. Default: a two-hundredth of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_every: Option<u64>,
+    /// Steps between checkpoints. Default: a tenth of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every: Option<u64>,
+    /// `cpu`, `cuda[:i]` or `vulkan[:i]`.
+    pub device: String,
+}
+
+/// Where `b_dec` starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BDecInit {
+    /// The mean of a first sample.
+    #[default]
+    Mean,
+    /// The point with the smallest mean distance to a first sample: outliers pull it less.
+    GeometricMedian,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            acts: None,
+            hook: None,
+            held_out_rows: None,
+            mix_memory_mib: 1024,
+        }
+    }
+}
+
+impl Default for SaeConfig {
+    fn default() -> Self {
+        Self {
+            method: Method::default(),
+            k: 32,
+            d_sae: None,
+            expansion: None,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            tokens: None,
+            batch: None,
+            lr: None,
+            warmup_steps: None,
+            decay_share: 0.2,
+            beta1: 0.9,
+            beta2: 0.999,
+            aux_weight: 1.0 / 32.0,
+            aux_k: None,
+            dead_after_tokens: None,
+            b_dec_init: BDecInit::default(),
+            seed: 0,
+            eval_every: None,
+            log_every: None,
+            checkpoint_every: None,
+            device: "cpu".into(),
+        }
+    }
+}
+
+impl RunConfig {
+    /// Reads `text` with `overrides`, pairs such as `("sae.k", "32")` whose values are written as in TOML; a value that
+    /// is not TOML is a string, so that `("sae.method", "abs_topk")` needs no quotes. Validates what can be without
+    /// the activations.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key that is unknown (and the nearest known one), of another type, or whose value
+    /// cannot be; [`Error::Invalid`] where the text is not TOML.
+    pub fn from_toml(text: &str, overrides: &[(String, String)]) -> Result<Self> {
+        let mut tree: toml::Table =
+            toml::from_str(text).map_err(|e| Error::Invalid(format!("the configuration is not TOML: {e}")))?;
+        for (key, value) in overrides {
+            keys::set(&mut tree, key, value)?;
+        }
+        keys::refuse_unknown(&tree)?;
+        let config: Self = keys::parse(tree)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads the file at `path`, or starts from nothing but defaults, with `overrides`: see [`RunConfig::from_toml`].
+    ///
+    /// # Errors
+    /// As [`RunConfig::from_toml`], naming the file; what the system says when there is none.
+    pub fn load(path: Option<&Path>, overrides: &[(String, String)]) -> Result<Self> {
+        let Some(path) = path else {
+            return Self::from_toml("", overrides);
+        };
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        Self::from_toml(&text, overrides).map_err(|error| match error {
+            Error::Config { key, problem } => Error::bad_file(path, format!("{key}: {problem}")),
+            Error::Invalid(problem) => Error::bad_file(path, problem),
+            other => other,
+        })
+    }
+
+    /// As a file. What is `None` is left out.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Invalid(format!("the configuration cannot be written as TOML: {e}")))
+    }
+
+    /// The activation function.
+    pub fn sparsifier(&self) -> Sparsifier {
+        match self.sae.method {
+            Method::TopK => Sparsifier::top_k(self.sae.k),
+            Method::AbsTopK => Sparsifier::abs_top_k(self.sae.k),
+        }
+    }
+
+    /// The keys in which two configurations differ, each with both values: `sae.k: 32 here, 16 there`.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
+        keys::differences(self, other)
+    }
+
+    /// Checks every value that can be checked without the activations.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the first key whose value cannot be.
+    pub fn validate(&self) -> Result<()> {
+        let TrainConfig { steps, tokens, .. } = self.train;
+        if steps.is_some() && tokens.is_some() {
+            return Err(Error::config(
+                "train.tokens",
+                "is given beside train.steps: give one of the two",
+            ));
+        }
+        if self.sae.d_sae.is_some() && self.sae.expansion.is_some() {
+            return Err(Error::config(
+                "sae.expansion",
+                "is given beside sae.d_sae: give one of the two",
+            ));
+        }
+        self.validate_counts()?;
+        self.validate_numbers()?;
+        self.sparsifier().validate(self.sae.d_sae.unwrap_or(usize::MAX))?;
+        let device: activations::Result<activations::Device> = self.train.device.parse();
+        device.map_err(|e| Error::config("train.device", e.to_string()))?;
+        Ok(())
+    }
+
+    fn validate_counts(&self) -> Result<()> {
+        let (sae, train) = (&self.sae, &self.train);
+        let at_least_one = [
+            ("data.mix_memory_mib", Some(self.data.mix_memory_mib)),
+            ("data.held_out_rows", self.data.held_out_rows),
+            ("sae.d_sae", sae.d_sae.map(|n| n as u64)),
+            ("sae.expansion", sae.expansion.map(|n| n as u64)),
+            ("train.steps", train.steps),
+            ("train.tokens", train.tokens),
+            ("train.batch", train.batch.map(|n| n as u64)),
+            ("train.aux_k", train.aux_k.map(|n| n as u64)),
+            ("train.dead_after_tokens", train.dead_after_tokens),
+            ("train.eval_every", train.eval_every),
+            ("train.log_every", train.log_every),
+            ("train.checkpoint_every", train.checkpoint_every),
+        ];
+        for (key, value) in at_least_one {
+            if value == Some(0) {
+                return Err(Error::config(key, "is 0, expected at least 1"));
+            }
+        }
+        // Latents are numbered by i32 on every device.
+        match sae.d_sae {
+            Some(n) if n > i32::MAX as usize => {
+                Err(Error::config("sae.d_sae", format!("is {n}, at most {}", i32::MAX)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_numbers(&self) -> Result<()> {
+        let train = &self.train;
+        let check = |key: &str, value: f64, expected: &str, good: bool| match good && value.is_finite() {
+            true => Ok(()),
+            false => Err(Error::config(key, format!("is {value}, expected {expected}"))),
+        };
+        if let Some(lr) = train.lr {
+            check("train.lr", lr, "a positive number", lr > 0.0)?;
+        }
+        for (key, beta) in [("train.beta1", train.beta1), ("train.beta2", train.beta2)] {
+            check(key, beta, "0 or more and less than 1", (0.0..1.0).contains(&beta))?;
+        }
+        let (decay, aux) = (train.decay_share, train.aux_weight);
+        check(
+            "train.decay_share",
+            decay,
+            "a share between 0 and 1",
+            (0.0..=1.0).contains(&decay),
+        )?;
+        check("train.aux_weight", aux, "0 or more", aux >= 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! A dictionary: four parameters and a sparsifier, in the units of the activations.
+//!
+//! The one decision: **what is saved is what is used.** A trainer may scale its inputs; [`Sae::fold_input_scale`] takes
+//! the scale back out, so that a dictionary always eats raw activations and nobody downstream knows about scales. Both
+//! matrices keep one latent a row, `[d_sae, d_in]`, because everything sparse touches whole rows.
+//!
+//! ```no_run
+//! # fn main() -> sae::Result<()> {
+//! let device = activations::Device::Cpu.open()?;
+//! let (sae, card) = sae::Sae::load("runs/a".as_ref(), &device)?;
+//! let code = sae.encode_rows(&vec![0.0; 5 * sae.d_in()])?;
+//! println!("{} at {:?}: {} latents fire", card.sparsifier.name(), card.hook, code.row(0).count());
+//! # Ok(()) }
+//! ```
+
+mod card;
+mod file;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+pub use self::card::{DictionaryCard, HeldOut};
+pub use self::file::{CARD, PARAMETERS};
+use crate::code::{HostCode, SparseCode, to_host};
+use crate::error::{Error, Result};
+use crate::kernels::select::{Scratch, top_k};
+use crate::sparsifier::Sparsifier;
+
+/// Values of `pre` held at a time while rows are encoded without a graph: 64 MiB.
+const PRE_VALUES: usize = 1 << 24;
+
+/// A sparse autoencoder: `recon = decode(sparsify((x - b_dec) w_enc^T + b_enc))`.
+#[derive(Clone, Debug)]
+pub struct Sae {
+    /// `[d_sae, d_in]`
+    pub w_enc: Tensor<2>,
+    /// `[d_sae]`
+    pub b_enc: Tensor<1>,
+    /// `[d_sae, d_in]`; training keeps its rows at length 1, so that a latent's value is a length.
+    pub w_dec: Tensor<2>,
+    /// `[d_in]`
+    pub b_dec: Tensor<1>,
+    /// Which latents fire.
+    pub sparsifier: Sparsifier,
+}
+
+impl Sae {
+    /// Width of an activation.
+    pub fn d_in(&self) -> usize {
+        self.b_dec.dims()[0]
+    }
+
+    /// Number of latents.
+    pub fn d_sae(&self) -> usize {
+        self.b_enc.dims()[0]
+    }
+
+    /// Where the parameters are.
+    pub fn device(&self) -> Device {
+        self.w_enc.device()
+    }
+
+    /// The code of `x: [batch, d_in]`, raw activations.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when `x` has another width, or with what the device said.
+    pub fn encode(&self, x: Tensor<2>) -> Result<SparseCode> {
+        let [_, d_in] = x.dims();
+        self.check_width(d_in)?;
+        let pre = (x - self.b_dec.clone().unsqueeze()).matmul(self.w_enc.clone().transpose())
+            + self.b_enc.clone().unsqueeze();
+        let code = select(&to_host::<f32>(pre.try_into_data())?, self.d_sae(), self.sparsifier);
+        Ok(SparseCode::from_host(code, &self.device()))
+    }
+
+    /// The reconstruction of a code, `[batch, d_in]`, in the units of the activations.
+    pub fn decode(&self, code: &SparseCode) -> Tensor<2> {
+        let [batch, slots] = code.values.dims();
+        let rows = self
+            .w_dec
+            .clone()
+            .select(0, code.indices.clone().reshape([batch * slots]));
+        let weighted = rows.reshape([batch, slots, self.d_in()]) * code.values.clone().unsqueeze_dim::<3>(2);
+        weighted.sum_dim(1).reshape([batch, self.d_in()]) + self.b_dec.clone().unsqueeze()
+    }
+
+    /// The code of rows on the host. `x: [rows, d_in]`, raw activations.
+    ///
+    /// Works in pieces, so that `pre` takes at most 64 MiB however many rows there are.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when `x` is not whole rows, or with what the device said.
+    pub fn encode_rows(&self, x: &[f32]) -> Result<HostCode> {
+        let mut all = HostCode {
+            slots: self.sparsifier.slots(),
+            ..HostCode::default()
+        };
+        for piece in self.pieces(x, self.d_sae())? {
+            let code = self.encode(piece)?.to_host()?;
+            all.indices.extend(code.indices);
+            all.values.extend(code.values);
+        }
+        Ok(all)
+    }
+
+    /// The reconstruction of a code on the host, `[rows, d_in]`, in the units of the activations.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the code names a latent that there is not, or with what the device said.
+    pub fn decode_rows(&self, code: &HostCode) -> Result<Vec<f32>> {
+        let d_sae = self.d_sae();
+        if let Some(i) = code
+            .indices
+            .iter()
+            .find(|&&i| usize::try_from(i).map_or(true, |i| i >= d_sae))
+        {
+            return Err(Error::Invalid(format!(
+                "the code names latent {i}, but the dictionary has {d_sae}"
+            )));
+        }
+        let mut all = Vec::with_capacity(code.batch() * self.d_in());
+        let rows = (PRE_VALUES / (code.slots * self.d_in()).max(1)).max(1);
+        let slots = (rows * code.slots).max(1);
+        for (indices, values) in code.indices.chunks(slots).zip(code.values.chunks(slots)) {
+            let piece = HostCode {
+                slots: code.slots,
+                indices: indices.to_vec(),
+                values: values.to_vec(),
+            };
+            all.extend(to_host::<f32>(
+                self.decode(&SparseCode::from_host(piece, &self.device()))
+                    .try_into_data(),
+            )?);
+        }
+        Ok(all)
+    }
+
+    /// The decoder on the host, `[d_sae, d_in]`: one latent's direction a row.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with what the device said.
+    pub fn decoder_rows(&self) -> Result<Vec<f32>> {
+        to_host(self.w_dec.clone().try_into_data())
+    }
+
+    /// The dictionary of raw activations `x` that does what this one does to `scale * x`.
+    ///
+    /// Selecting and decoding are homogeneous, so only the biases change: with both divided by `scale`, `pre`, code
+    /// and reconstruction are all `1 / scale` times what they were, and the decoder keeps its unit rows.
+    pub fn fold_input_scale(self, scale: f32) -> Self {
+        Self {
+            b_enc: self.b_enc / scale,
+            b_dec: self.b_dec / scale,
+            ..self
+        }
+    }
+
+    /// `x: [rows, d_in]` as tensors of so many rows that `values_per_row` values a row stay within 64 MiB.
+    fn pieces<'a>(&'a self, x: &'a [f32], values_per_row: usize) -> Result<impl Iterator<Item = Tensor<2>> + 'a> {
+        let d_in = self.d_in();
+        if !x.len().is_multiple_of(d_in) {
+            return Err(Error::Invalid(format!(
+                "{} values are not whole rows of the dictionary's d_in {d_in}",
+                x.len()
+            )));
+        }
+        let rows = (PRE_VALUES / values_per_row).max(1);
+        let device = self.device();
+        Ok(x.chunks(rows * d_in)
+            .map(move |piece| Tensor::from_data(TensorData::new(piece.to_vec(), [piece.len() / d_in, d_in]), &device)))
+    }
+
+    fn check_width(&self, d_in: usize) -> Result<()> {
+        match d_in == self.d_in() {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
+                "activations have d_in {d_in} but the dictionary expects {}",
+                self.d_in()
+            ))),
+        }
+    }
+}
+
+/// The code of `pre: [batch, d_sae]`.
+fn select(pre: &[f32], d_sae: usize, sparsifier: Sparsifier) -> HostCode {
+    let slots = sparsifier.slots();
+    let batch = pre.len() / d_sae;
+    let (mut indices, mut values) = (vec![0; batch * slots], vec![0.0; batch * slots]);
+    let rows = pre
+        .par_chunks(d_sae)
+        .zip(indices.par_chunks_mut(slots).zip(values.par_chunks_mut(slots)));
+    rows.for_each_init(Scratch::default, |scratch, (pre, (indices, values))| {
+        top_k(pre, sparsifier.score, indices, values, scratch);
+    });
+    HostCode { slots, indices, values }
+}
+
+#[cfg(test)]
+mod tests;

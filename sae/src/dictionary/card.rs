@@ -1,0 +1,49 @@
+//! What is known about a dictionary beside its parameters: `dictionary.json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::sparsifier::Sparsifier;
+
+/// Shape, provenance and quality of a dictionary.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DictionaryCard {
+    /// Version of this file's layout: [`DictionaryCard::VERSION`].
+    pub version: u32,
+    /// Width of an activation.
+    pub d_in: usize,
+    /// Number of latents.
+    pub d_sae: usize,
+    /// Which latents fire.
+    pub sparsifier: Sparsifier,
+    /// The place in the model whose activations these are: `blocks.3.hook_resid_post`. `None` when the activations
+    /// came without saying so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
+    /// Activations seen in training, repetitions counted.
+    pub trained_tokens: u64,
+    /// Of the training run.
+    pub seed: u64,
+    /// Quality on activations that training did not see; `None` if nobody measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOut>,
+}
+
+impl DictionaryCard {
+    /// The layout that this build writes and reads.
+    pub const VERSION: u32 = 1;
+}
+
+/// Quality over a whole held-out set; see [`crate::metrics`] for the definitions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldOut {
+    /// Activations measured.
+    pub rows: u64,
+    /// Fraction of variance unexplained.
+    pub fvu: f64,
+    /// Mean number of latents that fire for a token.
+    pub l0: f64,
+    /// Share of latents that fired for none of the rows.
+    pub dead_share: f64,
+}

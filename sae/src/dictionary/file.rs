@@ -1,0 +1,166 @@
+//! A dictionary's directory: `dictionary.safetensors`, and `dictionary.json`, which is written last.
+
+use std::fs;
+use std::path::Path;
+
+use activations::atomic;
+use activations::safetensors_file::SafeTensors;
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::Deserialize;
+
+use super::{DictionaryCard, Sae};
+use crate::error::{Error, Result};
+use crate::tensor_file::{self, Entry, Values};
+
+/// The card's file name.
+pub const CARD: &str = "dictionary.json";
+/// The parameters' file name.
+pub const PARAMETERS: &str = "dictionary.safetensors";
+
+impl Sae {
+    /// Loads a dictionary from `path`: a finished run's directory, or any directory with a `dictionary.json`.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] naming the file, and the tensor or key, when something is missing, extra, of another shape
+    /// than the card says, or not finite; when a run has not come to its dictionary yet, how to continue it.
+    pub fn load(path: &Path, device: &Device) -> Result<(Self, DictionaryCard)> {
+        let card = DictionaryCard::load(path)?;
+        let path = path.join(PARAMETERS);
+        let file = SafeTensors::open(&path)?;
+        let (d_in, d_sae) = (card.d_in, card.d_sae);
+        // Every shape before the first value is read.
+        let shapes: [(&str, &[usize]); 4] = [
+            ("b_dec", &[d_in]),
+            ("b_enc", &[d_sae]),
+            ("w_dec", &[d_sae, d_in]),
+            ("w_enc", &[d_sae, d_in]),
+        ];
+        for (name, expected) in shapes {
+            match file.shape(name) {
+                None => return Err(Error::bad_file(&path, format!("tensor {name} is missing"))),
+                Some(found) if found != expected => {
+                    return Err(Error::bad_file(
+                        &path,
+                        format!("tensor {name} has shape {found:?}; {CARD} expects {expected:?}"),
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(extra) = file.names().find(|n| shapes.iter().all(|(name, _)| name != n)) {
+            return Err(Error::bad_file(
+                &path,
+                format!("extra tensor {extra}: a dictionary has w_enc, b_enc, w_dec and b_dec"),
+            ));
+        }
+        let read = |name: &str| read_finite(&file, &path, name);
+        let matrix = |values| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
+        let sae = Self {
+            w_enc: matrix(read("w_enc")?),
+            b_enc: Tensor::from_data(TensorData::new(read("b_enc")?, [d_sae]), device),
+            w_dec: matrix(read("w_dec")?),
+            b_dec: Tensor::from_data(TensorData::new(read("b_dec")?, [d_in]), device),
+            sparsifier: card.sparsifier,
+        };
+        Ok((sae, card))
+    }
+
+    /// Writes the dictionary into `dir`, which must exist: parameters first, then the card. While the parameters of a
+    /// dictionary that was there before are replaced, the directory says that it holds none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the card speaks of another dictionary; what the system says, naming the file.
+    pub fn save(&self, dir: &Path, card: &DictionaryCard) -> Result<()> {
+        if (card.d_in, card.d_sae, card.sparsifier) != (self.d_in(), self.d_sae(), self.sparsifier) {
+            return Err(Error::Invalid(format!(
+                "the card says {} of [{}, {}] but the dictionary is {} of [{}, {}]",
+                card.sparsifier.name(),
+                card.d_sae,
+                card.d_in,
+                self.sparsifier.name(),
+                self.d_sae(),
+                self.d_in()
+            )));
+        }
+        let path = dir.join(CARD);
+        if path.exists() {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+            atomic::sync_directory(dir)?;
+        }
+        let entries = [
+            Entry::new("w_enc", Values::Matrix(&self.w_enc)),
+            Entry::new("b_enc", Values::Vector(&self.b_enc)),
+            Entry::new("w_dec", Values::Matrix(&self.w_dec)),
+            Entry::new("b_dec", Values::Vector(&self.b_dec)),
+        ];
+        tensor_file::write(&dir.join(PARAMETERS), &entries)?;
+        let json = serde_json::to_vec_pretty(card)
+            .map_err(|e| Error::Invalid(format!("the dictionary's card does not serialise: {e}")))?;
+        Ok(atomic::write(&path, &json)?)
+    }
+}
+
+impl DictionaryCard {
+    /// Reads only the card of a run's or a dictionary's directory.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when it is not there, not of this layout, or says what cannot be.
+    pub fn load(dir: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Layout {
+            version: u32,
+        }
+        let path = dir.join(CARD);
+        if !path.exists() {
+            return Err(Error::bad_file(dir, absence(dir)));
+        }
+        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let bad = |problem: String| Error::bad_file(&path, problem);
+        let not_a_card = |e: serde_json::Error| bad(format!("not a dictionary's card: {e}"));
+        let layout: Layout = serde_json::from_str(&text).map_err(not_a_card)?;
+        if layout.version != Self::VERSION {
+            return Err(bad(format!(
+                "has version {}, this build reads version {}",
+                layout.version,
+                Self::VERSION
+            )));
+        }
+        let card: Self = serde_json::from_str(&text).map_err(not_a_card)?;
+        if card.d_in == 0 || card.d_sae == 0 {
+            return Err(bad(format!("claims d_in {} and d_sae {}", card.d_in, card.d_sae)));
+        }
+        card.sparsifier.validate(card.d_sae).map_err(|e| bad(e.to_string()))?;
+        Ok(card)
+    }
+}
+
+/// Why there is no dictionary in `dir`.
+fn absence(dir: &Path) -> String {
+    if !dir.exists() {
+        "does not exist: expected a directory with a dictionary.json".into()
+    } else if !dir.is_dir() {
+        "is a file: expected a directory with a dictionary.json".into()
+    } else if dir.join("run.toml").exists() {
+        format!(
+            "this run has not come to its dictionary yet: finish it with `sae train --resume --out {}`",
+            dir.display()
+        )
+    } else {
+        "holds no dictionary: expected a dictionary.json, as `sae train` writes it".into()
+    }
+}
+
+/// The values of tensor `name`, all finite.
+pub(crate) fn read_finite(file: &SafeTensors, path: &Path, name: &str) -> Result<Vec<f32>> {
+    let values = file.read_f32(name)?;
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(Error::bad_file(
+            path,
+            format!(
+                "tensor {name} holds {} at value {at}: parameters must be finite",
+                values[at]
+            ),
+        )),
+    }
+}

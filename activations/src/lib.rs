@@ -6,6 +6,7 @@
 
 pub mod atomic;
 pub mod context;
+pub mod corpus;
 pub mod device;
 pub mod dtype;
 mod error;
@@ -15,6 +16,7 @@ pub mod model;
 pub mod npy;
 pub mod progress;
 pub mod safetensors_file;
+pub mod tokenizer;
 
 pub use context::{Context, ContextBatch, ContextSource, RowRef};
 pub use device::Device;

@@ -17,17 +17,16 @@ mod card;
 mod file;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use rayon::prelude::*;
 
 pub use self::card::{DictionaryCard, HeldOut};
 pub use self::file::{CARD, PARAMETERS};
 use crate::code::{HostCode, SparseCode, to_host};
 use crate::error::{Error, Result};
-use crate::kernels::select::{Scratch, top_k};
+use crate::kernels;
 use crate::sparsifier::Sparsifier;
 
-/// Values of `pre` held at a time while rows are encoded without a graph: 64 MiB.
-const PRE_VALUES: usize = 1 << 24;
+/// Values that work on rows holds at a time: 64 MiB.
+const PIECE_VALUES: usize = 1 << 24;
 
 /// A sparse autoencoder: `recon = decode(sparsify((x - b_dec) w_enc^T + b_enc))`.
 #[derive(Clone, Debug)]
@@ -63,30 +62,29 @@ impl Sae {
     /// The code of `x: [batch, d_in]`, raw activations.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when `x` has another width, or with what the device said.
+    /// [`Error::Invalid`] when `x` has another width.
     pub fn encode(&self, x: Tensor<2>) -> Result<SparseCode> {
         let [_, d_in] = x.dims();
-        self.check_width(d_in)?;
-        let pre = (x - self.b_dec.clone().unsqueeze()).matmul(self.w_enc.clone().transpose())
-            + self.b_enc.clone().unsqueeze();
-        let code = select(&to_host::<f32>(pre.try_into_data())?, self.d_sae(), self.sparsifier);
-        Ok(SparseCode::from_host(code, &self.device()))
+        if d_in != self.d_in() {
+            return Err(Error::Invalid(format!(
+                "activations have d_in {d_in} but the dictionary expects {}",
+                self.d_in()
+            )));
+        }
+        let centred = x - self.b_dec.clone().unsqueeze();
+        let selection = self.sparsifier.selection();
+        Ok(kernels::encode(centred, self.w_enc.clone(), self.b_enc.clone(), selection, None).main())
     }
 
     /// The reconstruction of a code, `[batch, d_in]`, in the units of the activations.
     pub fn decode(&self, code: &SparseCode) -> Tensor<2> {
-        let [batch, slots] = code.values.dims();
-        let rows = self
-            .w_dec
-            .clone()
-            .select(0, code.indices.clone().reshape([batch * slots]));
-        let weighted = rows.reshape([batch, slots, self.d_in()]) * code.values.clone().unsqueeze_dim::<3>(2);
-        weighted.sum_dim(1).reshape([batch, self.d_in()]) + self.b_dec.clone().unsqueeze()
+        let recon = kernels::decode(code.indices.clone(), code.values.clone(), self.w_dec.clone());
+        recon + self.b_dec.clone().unsqueeze()
     }
 
     /// The code of rows on the host. `x: [rows, d_in]`, raw activations.
     ///
-    /// Works in pieces, so that `pre` takes at most 64 MiB however many rows there are.
+    /// Works in pieces, so that a device that holds pre-activations needs 64 MiB for them however many rows there are.
     ///
     /// # Errors
     /// [`Error::Invalid`] when `x` is not whole rows, or with what the device said.
@@ -119,7 +117,7 @@ impl Sae {
             )));
         }
         let mut all = Vec::with_capacity(code.batch() * self.d_in());
-        let rows = (PRE_VALUES / (code.slots * self.d_in()).max(1)).max(1);
+        let rows = (PIECE_VALUES / (code.slots * self.d_in()).max(1)).max(1);
         let slots = (rows * code.slots).max(1);
         for (indices, values) in code.indices.chunks(slots).zip(code.values.chunks(slots)) {
             let piece = HostCode {
@@ -164,35 +162,11 @@ impl Sae {
                 x.len()
             )));
         }
-        let rows = (PRE_VALUES / values_per_row).max(1);
+        let rows = (PIECE_VALUES / values_per_row).max(1);
         let device = self.device();
         Ok(x.chunks(rows * d_in)
             .map(move |piece| Tensor::from_data(TensorData::new(piece.to_vec(), [piece.len() / d_in, d_in]), &device)))
     }
-
-    fn check_width(&self, d_in: usize) -> Result<()> {
-        match d_in == self.d_in() {
-            true => Ok(()),
-            false => Err(Error::Invalid(format!(
-                "activations have d_in {d_in} but the dictionary expects {}",
-                self.d_in()
-            ))),
-        }
-    }
-}
-
-/// The code of `pre: [batch, d_sae]`.
-fn select(pre: &[f32], d_sae: usize, sparsifier: Sparsifier) -> HostCode {
-    let slots = sparsifier.slots();
-    let batch = pre.len() / d_sae;
-    let (mut indices, mut values) = (vec![0; batch * slots], vec![0.0; batch * slots]);
-    let rows = pre
-        .par_chunks(d_sae)
-        .zip(indices.par_chunks_mut(slots).zip(values.par_chunks_mut(slots)));
-    rows.for_each_init(Scratch::default, |scratch, (pre, (indices, values))| {
-        top_k(pre, sparsifier.score, indices, values, scratch);
-    });
-    HostCode { slots, indices, values }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::kernels::Selection;
 
 /// What a latent's pre-activation `u` competes with, and what value it takes when it wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +81,12 @@ impl Sparsifier {
         match self.allocation {
             Allocation::PerToken { k } => k,
         }
+    }
+
+    /// What the kernels select for it.
+    pub fn selection(&self) -> Selection {
+        let Allocation::PerToken { k } = self.allocation;
+        Selection { score: self.score, k }
     }
 
     /// Whether values can be negative.

@@ -1,0 +1,197 @@
+//! How long a training step takes, and where: one line of JSON.
+//!
+//! ```text
+//! cargo run --release -p sae --example step_bench -- --d-in 768 --d-sae 16384 --k 32 --batch 4096 --steps 10
+//! ```
+//!
+//! Random data and weights, a TopK dictionary (`--score magnitude` for AbsTopK), the mean squared error, Adam with unit
+//! decoder rows. `--aux N` adds an auxiliary code of N slots over a quarter of the latents. Times are medians over the
+//! steps after two to warm up; `select` is what `encode` costs over its dense product, which is timed on its own.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use burn::tensor::{Device, Distribution, Int, Tensor};
+use sae::Score;
+use sae::kernels::{AuxSelection, Selection, decode, encode, level};
+use sae::optimizer::{Adam, Constraint, Moments};
+
+struct Options {
+    d_in: usize,
+    d_sae: usize,
+    k: usize,
+    aux: usize,
+    batch: usize,
+    steps: usize,
+    score: Score,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options {
+        d_in: 768,
+        d_sae: 16384,
+        k: 32,
+        aux: 0,
+        batch: 4096,
+        steps: 10,
+        score: Score::Positive,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(key) = args.next() {
+        let value = args.next().ok_or(format!("{key} needs a value"))?;
+        let number = || value.parse::<usize>().map_err(|e| format!("{key} {value}: {e}"));
+        match key.as_str() {
+            "--d-in" => options.d_in = number()?,
+            "--d-sae" => options.d_sae = number()?,
+            "--k" => options.k = number()?,
+            "--aux" => options.aux = number()?,
+            "--batch" => options.batch = number()?,
+            "--steps" => options.steps = number()?,
+            "--score" if value == "positive" => options.score = Score::Positive,
+            "--score" if value == "magnitude" => options.score = Score::Magnitude,
+            _ => return Err(format!("{key} {value}: see the head of step_bench.rs")),
+        }
+    }
+    Ok(options)
+}
+
+struct Params {
+    w_enc: Tensor<2>,
+    b_enc: Tensor<1>,
+    w_dec: Tensor<2>,
+    b_dec: Tensor<1>,
+}
+
+/// Seconds by part, every step.
+#[derive(Default)]
+struct Clock(BTreeMap<&'static str, Vec<f64>>);
+
+impl Clock {
+    fn time<T>(&mut self, part: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.0.entry(part).or_default().push(start.elapsed().as_secs_f64());
+        result
+    }
+
+    fn medians(&self) -> BTreeMap<&'static str, f64> {
+        let median = |times: &Vec<f64>| {
+            let mut times = times[times.len().min(2)..].to_vec();
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied().unwrap_or(0.0)
+        };
+        self.0.iter().map(|(part, times)| (*part, median(times))).collect()
+    }
+}
+
+fn peak_rss_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}
+
+fn main() -> Result<(), String> {
+    let o = options()?;
+    let plain = Device::flex();
+    let device = plain.clone().autodiff();
+    plain.seed(1);
+    let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), &plain);
+    let w = random([o.d_sae, o.d_in]);
+    let w = w.clone() / w.powi_scalar(2).sum_dim(1).sqrt();
+    let leaf = |w: &Tensor<2>| Tensor::<2>::from_data(w.to_data(), &device).require_grad();
+    let mut p = Params {
+        w_enc: leaf(&w),
+        b_enc: Tensor::zeros([o.d_sae], &device).require_grad(),
+        w_dec: leaf(&w),
+        b_dec: Tensor::zeros([o.d_in], &device).require_grad(),
+    };
+    drop(w);
+    let mut m = (
+        Moments::new([o.d_sae, o.d_in], &plain),
+        Moments::new([o.d_sae], &plain),
+        Moments::new([o.d_sae, o.d_in], &plain),
+        Moments::new([o.d_in], &plain),
+    );
+    let adam = Adam::default();
+    let x_plain = random([o.batch, o.d_in]);
+    let mut clock = Clock::default();
+    for _ in 0..o.steps + 2 {
+        let step = Instant::now();
+        let x = Tensor::<2>::from_inner(x_plain.clone());
+        let aux = (o.aux > 0).then(|| AuxSelection {
+            score: o.score,
+            k: o.aux,
+            candidates: Tensor::<1, Int>::arange(0..(o.d_sae / 4) as i64, &device),
+        });
+        let main = Selection { score: o.score, k: o.k };
+        let code = clock.time("encode", || {
+            let centred = x.clone() - p.b_dec.clone().unsqueeze::<2>();
+            encode(centred, p.w_enc.clone(), p.b_enc.clone(), main, aux)
+        });
+        let (main, aux) = (code.main(), code.aux());
+        drop(code);
+        let recon = clock.time("decode", || decode(main.indices, main.values, p.w_dec.clone()));
+        let loss = clock.time("loss", || {
+            let error = x - recon - p.b_dec.clone().unsqueeze::<2>();
+            let mut loss = error.clone().powi_scalar(2).mean();
+            if let Some(aux) = aux {
+                let target = error.detach();
+                loss = loss
+                    + (decode(aux.indices, aux.values, p.w_dec.clone()) - target)
+                        .powi_scalar(2)
+                        .mean();
+            }
+            loss
+        });
+        let mut grads = clock.time("backward", || loss.backward());
+        drop(loss);
+        clock.time("optimizer", || {
+            let (lr, free) = (1e-4, Constraint::Free);
+            let missing = "every parameter has a gradient";
+            let (w_enc, b_enc) = (p.w_enc.grad_remove(&mut grads), p.b_enc.grad_remove(&mut grads));
+            let (w_dec, b_dec) = (p.w_dec.grad_remove(&mut grads), p.b_dec.grad_remove(&mut grads));
+            take(&mut p.w_enc, |p| {
+                adam.step(p, w_enc.expect(missing), &mut m.0, lr, 1.0, free)
+            });
+            take(&mut p.b_enc, |p| {
+                adam.step(p, b_enc.expect(missing), &mut m.1, lr, 1.0, free)
+            });
+            take(&mut p.w_dec, |p| {
+                adam.step(p, w_dec.expect(missing), &mut m.2, lr, 1.0, Constraint::UnitRows)
+            });
+            take(&mut p.b_dec, |p| {
+                adam.step(p, b_dec.expect(missing), &mut m.3, lr, 1.0, free)
+            });
+        });
+        clock.0.entry("step").or_default().push(step.elapsed().as_secs_f64());
+    }
+    let peak = peak_rss_mb();
+    let w_enc = p.w_enc.clone().inner();
+    for _ in 0..o.steps.min(5) + 2 {
+        let tile = (1 << 22) / o.d_sae;
+        clock.time("product", || {
+            for start in (0..o.batch).step_by(tile) {
+                let rows = x_plain.clone().narrow(0, start, tile.min(o.batch - start));
+                std::hint::black_box(rows.matmul(w_enc.clone().transpose()));
+            }
+        });
+    }
+    let mut parts = clock.medians();
+    let step_s = parts.remove("step").unwrap_or(0.0);
+    let select = (parts["encode"] - parts["product"]).max(0.0);
+    parts.insert("select", select);
+    let report = serde_json::json!({
+        "d_in": o.d_in, "d_sae": o.d_sae, "k": o.k, "aux": o.aux, "batch": o.batch, "steps": o.steps,
+        "cpu": format!("{:?}", level()).to_lowercase(), "threads": rayon::current_num_threads(),
+        "step_s": step_s, "tokens_per_s": o.batch as f64 / step_s, "peak_rss_mb": peak, "parts": parts,
+    });
+    println!("{report}");
+    Ok(())
+}
+
+/// Replaces a parameter by what `step` makes of it, so that the optimiser is its only holder.
+fn take<const D: usize>(param: &mut Tensor<D>, step: impl FnOnce(Tensor<D>) -> Tensor<D>) {
+    let taken = std::mem::replace(param, Tensor::zeros([0; D], &Device::flex()));
+    *param = step(taken);
+}

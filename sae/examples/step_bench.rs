@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use sae::Score;
-use sae::kernels::{AuxSelection, Selection, decode, encode, level};
+use sae::kernels::{AuxSelection, Selection, decode, encode, keep_freed_memory, level, product};
 use sae::optimizer::{Adam, Constraint, Moments};
 
 struct Options {
@@ -92,6 +92,7 @@ fn peak_rss_mb() -> f64 {
 }
 
 fn main() -> Result<(), String> {
+    keep_freed_memory();
     let o = options()?;
     let plain = Device::flex();
     let device = plain.clone().autodiff();
@@ -167,13 +168,15 @@ fn main() -> Result<(), String> {
         clock.0.entry("step").or_default().push(step.elapsed().as_secs_f64());
     }
     let peak = peak_rss_mb();
-    let w_enc = p.w_enc.clone().inner();
-    for _ in 0..o.steps.min(5) + 2 {
-        let tile = (1 << 22) / o.d_sae;
+    let on_host = |t: Tensor<2>| t.into_data().into_vec::<f32>().map_err(|e| format!("{e:?}"));
+    let (x, w_enc) = (on_host(x_plain)?, on_host(p.w_enc.inner())?);
+    // The tiles of the encoder.
+    let rows = ((1 << 23) / o.d_sae).clamp(1, o.batch);
+    let mut pre = vec![0.0; rows * o.d_sae];
+    for _ in 0..o.steps + 2 {
         clock.time("product", || {
-            for start in (0..o.batch).step_by(tile) {
-                let rows = x_plain.clone().narrow(0, start, tile.min(o.batch - start));
-                std::hint::black_box(rows.matmul(w_enc.clone().transpose()));
+            for x in x.chunks(rows * o.d_in) {
+                product::rows(x, &w_enc, o.d_in, &mut pre[..x.len() / o.d_in * o.d_sae]);
             }
         });
     }

@@ -24,11 +24,14 @@
 //! ```
 
 mod adam;
+mod allocator;
 mod autodiff;
+mod buffers;
 mod cpu;
 mod flex;
 pub(crate) mod ops;
 mod portable;
+pub mod product;
 pub mod select;
 mod simd;
 #[cfg(test)]
@@ -38,6 +41,8 @@ mod twin;
 
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
+
+pub use allocator::keep_freed_memory;
 
 pub(crate) use adam::{AdamStep, sum_of_squares};
 use ops::{EncodePlan, SparseOps};

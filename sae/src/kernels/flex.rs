@@ -1,18 +1,20 @@
 //! The CPU backend's own kernels: its buffers as slices, and the arithmetic of `cpu` and `adam` on them.
 
 use burn::backend::Flex;
-use burn::backend::ops::{FloatTensorOps, IntTensorOps};
+use burn::backend::ops::IntTensorOps;
 use burn::tensor::{DType, IntDType, TensorData};
 use burn_flex::FlexTensor;
 
 use super::adam::{self, AdamStep};
+use super::buffers;
 use super::cpu::{self, ByLatent, Selector};
 use super::ops::{EncodePlan, SparseKernels};
+use super::product;
 use super::select::Rank;
 
-/// Elements of a tile of pre-activations: `[batch, d_sae]` never exists whole. Small enough to stay in the last cache
-/// between the product and the selection, large enough that the product is worth its packing.
-const TILE_ELEMENTS: usize = 1 << 22;
+/// Elements of a tile of pre-activations: `[batch, d_sae]` never exists whole. The product packs the weights anew for
+/// every tile, so tiles are large enough that this is little beside it, and hardly larger.
+const TILE_ELEMENTS: usize = 1 << 23;
 
 /// Rows of a tile at least, for the sake of the product.
 const TILE_ROWS: usize = 64;
@@ -52,8 +54,9 @@ impl SparseKernels for Flex {
         candidates: FlexTensor,
         plan: EncodePlan,
     ) -> (FlexTensor, FlexTensor) {
-        let [batch, _] = dims(&x);
+        let [batch, d_in] = dims(&x);
         let [d_sae] = dims(&b_enc);
+        let (x, w_enc) = (contiguous(x), contiguous(w_enc));
         let (b_enc, candidates) = (contiguous(b_enc), indices_i32(candidates));
         let selector = Selector {
             b_enc: b_enc.storage(),
@@ -64,15 +67,16 @@ impl SparseKernels for Flex {
         let slots = plan.main.k + plan.aux_k;
         let mut indices = vec![0i32; batch * slots];
         let mut values = vec![0.0f32; batch * slots];
-        let w_enc = w_enc.transpose(0, 1);
         // Fixed by the shapes alone: the product of a row may depend on where tiles are cut.
-        let tile = (TILE_ELEMENTS / d_sae).max(TILE_ROWS);
+        let tile = (TILE_ELEMENTS / d_sae).clamp(TILE_ROWS, batch.max(TILE_ROWS));
+        let mut pre = buffers::take(tile.min(batch) * d_sae);
         let outputs = indices.chunks_mut(tile * slots).zip(values.chunks_mut(tile * slots));
-        for (n, (indices, values)) in outputs.enumerate() {
-            let x = x.narrow(0, n * tile, indices.len() / slots);
-            let mut pre = Flex::float_matmul(x, w_enc.clone());
-            selector.select(pre.storage_mut(), indices, values);
+        for ((indices, values), x) in outputs.zip(x.storage().chunks(tile * d_in)) {
+            let pre = &mut pre[..x.len() / d_in * d_sae];
+            product::rows(x, w_enc.storage(), d_in, pre);
+            selector.select(pre, indices, values);
         }
+        buffers::give_back(pre);
         let indices = FlexTensor::from_data(TensorData::new(indices, [batch, slots]));
         (indices, floats(values, [batch, slots]))
     }
@@ -116,7 +120,7 @@ impl SparseKernels for Flex {
         let ([_, slots], [_, width]) = (dims(&indices), dims(&vectors));
         let (indices, weights, vectors) = (indices_i32(indices), contiguous(weights), contiguous(vectors));
         let by_latent = ByLatent::new(indices.storage(), weights.storage(), slots, d_sae);
-        let (mut matrix, mut sums) = (vec![0.0; d_sae * width], vec![0.0; d_sae]);
+        let (mut matrix, mut sums) = (buffers::take(d_sae * width), vec![0.0; d_sae]);
         by_latent.scatter(vectors.storage(), width, &mut matrix, &mut sums);
         (floats(matrix, [d_sae, width]), floats(sums, [d_sae]))
     }
@@ -144,6 +148,7 @@ impl SparseKernels for Flex {
             width,
             step,
         );
+        buffers::recycle(grad);
         (param, m, v)
     }
 }

@@ -18,6 +18,12 @@ pub enum Rank {
     Value,
 }
 
+impl From<Score> for Rank {
+    fn from(score: Score) -> Self {
+        Self::Score(score)
+    }
+}
+
 /// [`Rank`] as types, so that each compiles to loops without a branch on it.
 trait Order: Copy {
     /// The least score there is; that of a NaN.
@@ -123,8 +129,8 @@ for_each_level! { fn by_value(pre: &[f32], depth: usize, tops: &mut [f32]) = top
 ///
 /// # Panics
 /// If `k` is 0 or over `d_sae`: configuration is checked before.
-pub fn top_k(pre: &[f32], rank: Rank, indices: &mut [i32], values: &mut [f32], scratch: &mut Scratch) {
-    match rank {
+pub fn top_k(pre: &[f32], rank: impl Into<Rank>, indices: &mut [i32], values: &mut [f32], scratch: &mut Scratch) {
+    match rank.into() {
         Rank::Score(Score::Positive) => winners::<Positive>(pre, positive, indices, values, scratch),
         Rank::Score(Score::Magnitude) => winners::<Magnitude>(pre, magnitude, indices, values, scratch),
         Rank::Value => winners::<ByValue>(pre, by_value, indices, values, scratch),
@@ -184,7 +190,8 @@ fn winners<O: Order>(
 }
 
 /// The plain twin of [`top_k`]: sorts the whole row.
-pub fn top_k_twin(pre: &[f32], rank: Rank, k: usize) -> (Vec<i32>, Vec<f32>) {
+pub fn top_k_twin(pre: &[f32], rank: impl Into<Rank>, k: usize) -> (Vec<i32>, Vec<f32>) {
+    let rank = rank.into();
     let score = |u: f32| match rank {
         Rank::Score(score) => score.of(u),
         Rank::Value => u.max(f32::MIN),

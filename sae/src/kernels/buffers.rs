@@ -1,0 +1,76 @@
+//! Large buffers that come back every step: tiles of pre-activations and the gradients of the matrices.
+//!
+//! Allocated anew they would be cleared page by page by the kernel, which takes longer than filling them. Whoever takes
+//! one overwrites all of it.
+
+use std::sync::{Mutex, PoisonError};
+
+use burn_flex::FlexTensor;
+
+/// Buffers kept: two gradients and a tile, and as many again while shapes change.
+const KEPT: usize = 6;
+
+/// Elements from which a buffer is worth keeping.
+const LARGE: usize = 1 << 18;
+
+static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+
+fn pool() -> std::sync::MutexGuard<'static, Vec<Vec<f32>>> {
+    // Whole buffers go in and out: a panic elsewhere leaves nothing half done.
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `len` elements of whatever was there before.
+pub fn take(len: usize) -> Vec<f32> {
+    let mut pool = pool();
+    match pool.iter().position(|buffer| buffer.len() == len) {
+        Some(at) => pool.swap_remove(at),
+        None => vec![0.0; len],
+    }
+}
+
+/// Keeps `buffer` for the next who wants its length; the one kept longest makes room.
+pub fn give_back(buffer: Vec<f32>) {
+    if buffer.len() < LARGE {
+        return;
+    }
+    let mut pool = pool();
+    if pool.len() == KEPT {
+        pool.remove(0);
+    }
+    pool.push(buffer);
+}
+
+/// Keeps the buffer of a tensor that nobody else holds.
+pub fn recycle(tensor: FlexTensor) {
+    if tensor.is_unique()
+        && let Ok(buffer) = tensor.into_data().into_vec::<f32>()
+    {
+        give_back(buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    #[test]
+    fn a_buffer_given_back_is_taken_again_by_its_length_alone() {
+        // No other test uses this length.
+        let len = LARGE + 77;
+        let buffer = vec![1.0; len];
+        let address = buffer.as_ptr();
+        let tensor = FlexTensor::from_data(TensorData::new(buffer, [len]));
+        let shared = tensor.clone();
+        recycle(tensor);
+        let other = take(len);
+        assert_ne!(other.as_ptr(), address, "somebody still holds it");
+        recycle(shared);
+        let longer = take(len + 1);
+        assert_ne!(longer.as_ptr(), address);
+        let again = take(len);
+        assert_eq!((again.as_ptr(), again[0]), (address, 1.0));
+    }
+}

@@ -16,6 +16,8 @@ pub mod model;
 pub mod npy;
 pub mod progress;
 pub mod safetensors_file;
+pub mod source;
+pub mod store;
 pub mod tokenizer;
 
 pub use context::{Context, ContextBatch, ContextSource, RowRef};

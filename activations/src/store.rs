@@ -1,0 +1,158 @@
+//! The activation store: a directory of Parquet files in natural order. `STORE.md` beside this crate's manifest is the
+//! normative text; where this code differs, the code is wrong.
+//!
+//! The one decision: **every column is required, plain and uncompressed, and a row of activations is one value of fixed
+//! width.** It is ordinary Parquet to everybody else, and to us an array with a table of contents: a row is found by
+//! arithmetic and read without decoding, which is what random access at the speed of the disk needs. Activations hardly
+//! compress; lists of floats, which Parquet would suggest, read and write ten times slower.
+//!
+//! ```no_run
+//! # fn main() -> activations::Result<()> {
+//! use activations::store::Store;
+//! use activations::ContextSource;
+//! let store = Store::open("acts".as_ref())?;
+//! let mut contexts = store.contexts("blocks.3.hook_resid_post")?;
+//! while let Some(batch) = contexts.next_batch()? {
+//!     println!("{} contexts, {} rows", batch.contexts.len(), batch.rows.len());
+//! }
+//! # Ok(()) }
+//! ```
+
+mod columns;
+mod contexts;
+mod manifest;
+mod shard;
+mod shard_writer;
+mod spec;
+mod writer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+pub use self::contexts::StoreContexts;
+pub use self::manifest::{FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, VERSION, state};
+pub use self::spec::{CorpusRef, HookSpec, ModelRef, StoreSpec};
+pub use self::writer::StoreWriter;
+use crate::error::{Error, Result};
+use crate::source::hex;
+use crate::source::rows::{ActRows, Column, Files, Places};
+
+/// A complete store.
+pub struct Store {
+    dir: PathBuf,
+    manifest: Arc<StoreManifest>,
+}
+
+impl Store {
+    /// Opens a store: reads its manifest and checks that every file is there and as long as it should be.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if the directory is no store, is unfinished, has a file missing or truncated, or one that
+    /// the manifest does not list; [`Error::Io`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        let manifest = manifest::read_manifest(dir)?;
+        for (number, shard) in manifest.shards.iter().enumerate() {
+            let acts = (manifest::acts_path(dir, number), shard.acts_bytes);
+            let contexts = (manifest::contexts_path(dir, number), shard.contexts_bytes);
+            for (path, bytes) in [acts, contexts] {
+                let found = match fs::metadata(&path) {
+                    Ok(found) => found.len(),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                        return Err(Error::bad_file(path, "is missing: the store's manifest lists it"));
+                    }
+                    Err(e) => return Err(Error::io(path)(e)),
+                };
+                shard::check_length(found, bytes).map_err(|problem| Error::bad_file(path, problem))?;
+            }
+        }
+        for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+            let path = entry.map_err(Error::io(dir))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if manifest::shard_number(&name).is_some_and(|n| n >= manifest.shards.len()) {
+                return Err(Error::bad_file(
+                    &path,
+                    format!(
+                        "is not listed in the store's manifest, which has {} shards: it belongs to another store",
+                        manifest.shards.len()
+                    ),
+                ));
+            }
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            manifest: Arc::new(manifest),
+        })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the store says about itself.
+    pub fn manifest(&self) -> &StoreManifest {
+        &self.manifest
+    }
+
+    /// A file that was copied into the store, such as `tokenizer.json`; `None` if there is none of this name.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        let entry = self.manifest.files.iter().find(|f| f.name == name)?;
+        let path = Path::new(&entry.name);
+        // A name that is more than a name would lead out of the directory.
+        (path.file_name() == Some(path.as_os_str())).then(|| self.dir.join(path))
+    }
+
+    /// All contexts with the activations of a hook, in natural order.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] listing the hooks if it is not one of them; [`Error::Io`] and [`Error::BadFile`] naming the
+    /// shard that is not intact.
+    pub fn contexts(&self, hook: &str) -> Result<StoreContexts> {
+        Ok(StoreContexts::new(
+            self.dir.clone(),
+            Arc::clone(&self.manifest),
+            self.rows(hook)?,
+        ))
+    }
+
+    /// Digest of everything that describes a hook's activations, and of a sample of them.
+    pub(crate) fn fingerprint(&self, hook: &str) -> Result<String> {
+        let path = self.dir.join(MANIFEST);
+        let mut digest = Sha256::new();
+        digest.update(fs::read(&path).map_err(Error::io(&path))?);
+        digest.update(hook.as_bytes());
+        Ok(hex(&digest.finalize()))
+    }
+
+    /// The rows of a hook: opens and checks every shard.
+    pub(crate) fn rows(&self, hook: &str) -> Result<ActRows> {
+        let spec = &self.manifest.spec;
+        let (at, hook) = spec.hook(Some(hook))?;
+        let columns = [columns::KEYS.len() + at, 0, 1];
+        let mut runs = [Vec::new(), Vec::new(), Vec::new()];
+        for (number, entry) in self.manifest.shards.iter().enumerate() {
+            let found = shard::column_runs(&self.dir, number, spec, entry, &columns)?;
+            for (runs, found) in runs.iter_mut().zip(found) {
+                runs.extend(found);
+            }
+        }
+        let paths = (0..self.manifest.shards.len()).map(|n| manifest::acts_path(&self.dir, n));
+        let files = Arc::new(Files::open(paths.collect())?);
+        let [acts, context, position] = runs;
+        let column = |runs, width| Column::new(Arc::clone(&files), runs, width);
+        Ok(ActRows {
+            name: format!("{} ({})", self.dir.display(), hook.name),
+            path: self.dir.clone(),
+            dtype: spec.dtype,
+            d_in: hook.d_in,
+            acts: column(acts, hook.d_in * spec.dtype.size()),
+            places: Some(Places {
+                context: column(context, 8),
+                position: column(position, 4),
+            }),
+        })
+    }
+}

@@ -1,0 +1,309 @@
+//! The two small files that say what a store directory is: the journal while it is written, the manifest after.
+//!
+//! The journal comes first and the manifest last. A directory with a manifest is complete; one with only a journal was
+//! begun and can be continued; one with neither is no store. Names of shards follow from their numbers and are never
+//! read from a file, so that no manifest can point outside its directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::StoreSpec;
+use crate::atomic;
+use crate::error::{Error, Result};
+
+/// What `format` says in manifests, journals and shards.
+pub const FORMAT: &str = "sae-activations";
+/// The version of the format that this library writes and reads.
+pub const VERSION: u32 = 1;
+/// Written last.
+pub const MANIFEST: &str = "manifest.json";
+/// Written first, removed once there is a manifest.
+pub const JOURNAL: &str = "unfinished.json";
+/// The largest manifest that is read: 1 KiB for each of a quarter of a million shards.
+const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// One pair of files of a store: some contexts and the rows of their tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    /// Number of its first context.
+    pub first_context: u64,
+    /// Contexts.
+    pub n_contexts: u64,
+    /// Tokens of these contexts.
+    pub n_tokens: u64,
+    /// Activation rows: the tokens less those that were skipped.
+    pub n_rows: u64,
+    /// Length of the file of activations.
+    pub acts_bytes: u64,
+    /// Length of the file of contexts.
+    pub contexts_bytes: u64,
+    /// Digest of the file of contexts.
+    pub contexts_sha256: String,
+    /// Digest of every 64th row of every hook. It tells two stores apart; it does not prove that a file is intact.
+    pub sample_sha256: String,
+}
+
+/// A file that was copied into the store: the model's tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Name in the directory.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// Digest.
+    pub sha256: String,
+}
+
+/// What `manifest.json` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreManifest {
+    /// Always [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`] of the format.
+    pub version: u32,
+    /// The program that wrote the store.
+    pub created_by: String,
+    /// What was asked for.
+    pub spec: StoreSpec,
+    /// Contexts in all.
+    pub n_contexts: u64,
+    /// Tokens in all, those without rows included.
+    pub n_tokens: u64,
+    /// Activation rows in all.
+    pub n_rows: u64,
+    /// The shards, in order.
+    pub shards: Vec<ShardEntry>,
+    /// The other files.
+    pub files: Vec<FileEntry>,
+}
+
+/// What `unfinished.json` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Journal {
+    pub format: String,
+    pub version: u32,
+    pub spec: StoreSpec,
+}
+
+/// What a directory is, as far as activations are concerned.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoreState {
+    /// Nothing is there, or an empty directory.
+    Absent,
+    /// Something else is there.
+    Foreign(String),
+    /// A harvest began and did not finish.
+    Unfinished(Box<StoreSpec>),
+    /// A complete store.
+    Finished(Box<StoreManifest>),
+}
+
+/// The file of activations of shard `n`.
+pub(crate) fn acts_path(dir: &Path, n: usize) -> PathBuf {
+    dir.join(format!("acts-{n:05}.parquet"))
+}
+
+/// The file of contexts of shard `n`.
+pub(crate) fn contexts_path(dir: &Path, n: usize) -> PathBuf {
+    dir.join(format!("contexts-{n:05}.parquet"))
+}
+
+/// The shard number in a name such as `acts-00012.parquet`.
+pub(crate) fn shard_number(name: &str) -> Option<usize> {
+    let number = name.strip_suffix(".parquet")?;
+    let number = number.strip_prefix("acts-").or(number.strip_prefix("contexts-"))?;
+    number.parse().ok()
+}
+
+/// Looks at a directory without changing it.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::BadFile`] if a manifest or journal is there and is not what it should be.
+pub fn state(dir: &Path) -> Result<StoreState> {
+    if !dir.exists() {
+        return Ok(StoreState::Absent);
+    }
+    if dir.join(MANIFEST).exists() {
+        return Ok(StoreState::Finished(Box::new(read_manifest(dir)?)));
+    }
+    if dir.join(JOURNAL).exists() {
+        return Ok(StoreState::Unfinished(Box::new(read_journal(dir)?.spec)));
+    }
+    let mut entries = fs::read_dir(dir).map_err(Error::io(dir))?;
+    // A journal that was being written when the process was killed is litter.
+    let stray = atomic::temporary(&dir.join(JOURNAL));
+    entries
+        .find_map(|entry| match entry {
+            Ok(e) if e.path() == stray => None,
+            Ok(e) => Some(Ok(StoreState::Foreign(e.file_name().to_string_lossy().into_owned()))),
+            Err(e) => Some(Err(Error::io(dir)(e))),
+        })
+        .unwrap_or(Ok(StoreState::Absent))
+}
+
+/// Reads and checks the manifest of a complete store; a directory without one is refused by what it is instead.
+pub(crate) fn read_manifest(dir: &Path) -> Result<StoreManifest> {
+    let path = dir.join(MANIFEST);
+    if !path.exists() {
+        return Err(no_manifest(dir));
+    }
+    let manifest: StoreManifest = read_json(&path)?;
+    check_format(&path, &manifest.format, manifest.version)?;
+    manifest
+        .check()
+        .map_err(|problem| Error::bad_file(&path, format!("contradicts itself: {problem}")))?;
+    Ok(manifest)
+}
+
+/// Why a directory without a manifest cannot be read.
+fn no_manifest(dir: &Path) -> Error {
+    if !dir.is_dir() {
+        return Error::bad_file(
+            dir,
+            "expected the directory of an activation store; there is no such directory",
+        );
+    }
+    if dir.join(JOURNAL).exists() {
+        return Error::bad_file(
+            dir,
+            "is an unfinished store: its harvest was interrupted; continue it with `--resume`",
+        );
+    }
+    let parquet = fs::read_dir(dir).ok().and_then(|entries| {
+        let names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+        names.into_iter().find(|n| n.ends_with(".parquet"))
+    });
+    match parquet {
+        Some(name) => Error::bad_file(
+            dir,
+            format!(
+                "holds {name} but no {MANIFEST}: a store is a directory that `sae harvest` wrote; \
+                 save activations from elsewhere as a .npy of [n, d]"
+            ),
+        ),
+        None => Error::bad_file(dir, format!("is not an activation store: there is no {MANIFEST} in it")),
+    }
+}
+
+/// Reads the journal of an unfinished store.
+pub(crate) fn read_journal(dir: &Path) -> Result<Journal> {
+    let path = dir.join(JOURNAL);
+    let journal: Journal = read_json(&path)?;
+    check_format(&path, &journal.format, journal.version)?;
+    journal
+        .spec
+        .validate()
+        .map_err(|error| Error::bad_file(&path, error.to_string()))?;
+    Ok(journal)
+}
+
+fn check_format(path: &Path, format: &str, version: u32) -> Result<()> {
+    if format != FORMAT {
+        return Err(Error::bad_file(
+            path,
+            format!("says format {format:?}, expected {FORMAT:?}: this is no activation store"),
+        ));
+    }
+    if version != VERSION {
+        return Err(Error::bad_file(
+            path,
+            format!("says version {version}, and this program reads version {VERSION}: update it"),
+        ));
+    }
+    Ok(())
+}
+
+/// Reads a JSON file whose `format`, where it has one, is looked at first: a foreign file is then called foreign and
+/// not misspelt.
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(default)]
+        format: String,
+        #[serde(default)]
+        version: u32,
+    }
+    let length = fs::metadata(path).map_err(Error::io(path))?.len();
+    if length > MAX_JSON_BYTES {
+        return Err(Error::bad_file(path, format!("is {length} bytes long: no manifest is")));
+    }
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let not_ours = |e: serde_json::Error| Error::bad_file(path, format!("is not what a store's would be: {e}"));
+    let head: Head = serde_json::from_slice(&bytes).map_err(not_ours)?;
+    check_format(path, &head.format, head.version)?;
+    serde_json::from_slice(&bytes).map_err(not_ours)
+}
+
+/// Writes a manifest or journal.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let mut json = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::Invalid(format!("{}: does not serialise: {e}", path.display())))?;
+    json.push(b'\n');
+    atomic::write(path, &json)
+}
+
+impl StoreManifest {
+    /// The manifest of a store of these shards and files.
+    pub(crate) fn new(spec: StoreSpec, shards: Vec<ShardEntry>, files: Vec<FileEntry>) -> Self {
+        let sum = |of: fn(&ShardEntry) -> u64| shards.iter().map(of).sum();
+        Self {
+            format: FORMAT.into(),
+            version: VERSION,
+            created_by: concat!("sae ", env!("CARGO_PKG_VERSION")).into(),
+            n_contexts: sum(|s| s.n_contexts),
+            n_tokens: sum(|s| s.n_tokens),
+            n_rows: sum(|s| s.n_rows),
+            spec,
+            shards,
+            files,
+        }
+    }
+
+    /// Bytes of all shards.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.acts_bytes + s.contexts_bytes).sum()
+    }
+
+    /// Whether counts and sums agree.
+    fn check(&self) -> std::result::Result<(), String> {
+        self.spec.validate().map_err(|e| e.to_string())?;
+        let (mut contexts, mut tokens, mut rows, mut bytes) = (0u64, 0u64, 0u64, 0u64);
+        for (n, shard) in self.shards.iter().enumerate() {
+            let last = n + 1 == self.shards.len();
+            let full = shard.n_contexts == self.spec.contexts_per_shard;
+            if shard.first_context != contexts || !(full || last) || shard.n_contexts > self.spec.contexts_per_shard {
+                return Err(format!(
+                    "shard {n} has {} contexts from {}, expected {} from {contexts}",
+                    shard.n_contexts, shard.first_context, self.spec.contexts_per_shard
+                ));
+            }
+            let most = shard.n_contexts * self.spec.context_length as u64;
+            if shard.n_rows > shard.n_tokens || shard.n_tokens > most {
+                return Err(format!(
+                    "shard {n} has {} rows of {} tokens in {} contexts",
+                    shard.n_rows, shard.n_tokens, shard.n_contexts
+                ));
+            }
+            contexts += shard.n_contexts;
+            tokens = tokens.saturating_add(shard.n_tokens);
+            rows = rows.saturating_add(shard.n_rows);
+            bytes = bytes
+                .checked_add(shard.acts_bytes)
+                .and_then(|b| b.checked_add(shard.contexts_bytes))
+                .ok_or("its files are longer than any disk")?;
+        }
+        if (contexts, tokens, rows) != (self.n_contexts, self.n_tokens, self.n_rows) {
+            return Err(format!(
+                "n_contexts, n_tokens and n_rows are {}, {} and {}, but the shards have {contexts}, {tokens} and {rows}",
+                self.n_contexts, self.n_tokens, self.n_rows
+            ));
+        }
+        Ok(())
+    }
+}

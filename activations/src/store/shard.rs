@@ -1,0 +1,314 @@
+//! Reading one shard: finding where the values of a column lie in its file.
+//!
+//! A shard's columns are required, plain and uncompressed, so the values of a page are simply its bytes. Opening a shard
+//! reads its footer and the headers of the pages that are wanted, checks all of it against the file's length and the
+//! manifest, and keeps positions; reading rows is then reading bytes. The file is mapped only while it is opened.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{UInt32Type, UInt64Type};
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, Encoding, Type as PhysicalType};
+use parquet::column::page::Page;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::serialized_reader::SerializedPageReader;
+use sha2::{Digest, Sha256};
+
+use super::columns::{acts_columns, contexts_schema};
+use super::manifest::{FORMAT, ShardEntry, acts_path, contexts_path};
+use super::shard_writer::SAMPLE_KEY;
+use super::spec::StoreSpec;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::mapped;
+use crate::source::hex;
+use crate::source::rows::Run;
+
+/// A result whose error is the problem with a file that the caller names.
+type Checked<T> = std::result::Result<T, String>;
+
+/// The values of the columns numbered `columns` of shard `number`, as runs of the store's file `number`.
+pub(crate) fn column_runs(
+    dir: &Path,
+    number: usize,
+    spec: &StoreSpec,
+    entry: &ShardEntry,
+    columns: &[usize],
+) -> Result<Vec<Vec<Run>>> {
+    let path = acts_path(dir, number);
+    let file = open(&path, entry.acts_bytes)?;
+    let find = || {
+        let footer = read_footer(&file)?;
+        check_schema(&footer, spec)?;
+        let rows = footer.file_metadata().num_rows();
+        if rows as u64 != entry.n_rows {
+            return Err(format!("has {rows} rows, expected {}", entry.n_rows));
+        }
+        let widths = acts_columns(spec);
+        columns
+            .iter()
+            .map(|&column| find_runs(&file, &footer, column, widths[column].2, number))
+            .collect::<Checked<Vec<_>>>()
+    };
+    find().map_err(|problem| Error::bad_file(&path, problem))
+}
+
+/// Maps a file of a store and checks its length.
+fn open(path: &Path, expected: u64) -> Result<Bytes> {
+    if !path.exists() {
+        return Err(Error::bad_file(path, "is missing: the store's manifest lists it"));
+    }
+    let file = mapped::map(path)?;
+    check_length(file.len() as u64, expected).map_err(|problem| Error::bad_file(path, problem))?;
+    Ok(file)
+}
+
+/// Whether a file is as long as the manifest says.
+pub(crate) fn check_length(found: u64, expected: u64) -> Checked<()> {
+    match found.cmp(&expected) {
+        std::cmp::Ordering::Less => Err(format!(
+            "is truncated: it has {found} bytes and the store's manifest says {expected}"
+        )),
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => Err(format!(
+            "has {found} bytes and the store's manifest says {expected}: it is another file"
+        )),
+    }
+}
+
+/// Reads the footer of a Parquet file.
+fn read_footer(file: &Bytes) -> Checked<ParquetMetaData> {
+    if !file.starts_with(b"PAR1") {
+        return Err("is not a Parquet file".into());
+    }
+    ParquetMetaDataReader::new()
+        .parse_and_finish(file)
+        .map_err(|e| format!("is a damaged Parquet file: {e}"))
+}
+
+/// The value of a key in a footer.
+fn key<'a>(footer: &'a ParquetMetaData, key: &str) -> Option<&'a str> {
+    let entries = footer.file_metadata().key_value_metadata()?;
+    entries.iter().find(|e| e.key == key)?.value.as_deref()
+}
+
+/// Refuses a file that has not exactly the columns of the specification.
+fn check_schema(footer: &ParquetMetaData, spec: &StoreSpec) -> Checked<()> {
+    if key(footer, "sae.format") != Some(FORMAT) {
+        return Err(format!(
+            "is Parquet from elsewhere: there is no sae.format = {FORMAT} in its metadata"
+        ));
+    }
+    let schema = footer.file_metadata().schema_descr();
+    let expected = acts_columns(spec);
+    if schema.num_columns() != expected.len() {
+        return Err(format!(
+            "has {} columns, expected {}",
+            schema.num_columns(),
+            expected.len()
+        ));
+    }
+    for (column, (name, of, width)) in schema.columns().iter().zip(&expected) {
+        let fixed = *of == PhysicalType::FIXED_LEN_BYTE_ARRAY;
+        let same = column.path().parts() == [name.as_str()]
+            && column.physical_type() == *of
+            && (!fixed || column.type_length() == *width as i32)
+            && column.max_def_level() == 0
+            && column.max_rep_level() == 0;
+        if !same {
+            return Err(format!(
+                "has the column {} of {} in place of {name}: required {of}{}",
+                column.path(),
+                column.physical_type(),
+                if fixed {
+                    format!(" of {width} bytes")
+                } else {
+                    String::new()
+                }
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Where the values of a column are.
+fn find_runs(file: &Bytes, footer: &ParquetMetaData, column: usize, width: usize, number: usize) -> Checked<Vec<Run>> {
+    let mut runs = Vec::new();
+    let mut total = 0;
+    for (at, group) in footer.row_groups().iter().enumerate() {
+        let meta = group.column(column);
+        let name = meta.column_path().string();
+        let rows = check_chunk(meta, group.num_rows(), width, file.len())
+            .map_err(|problem| format!("column {name} of row group {at} {problem}"))?;
+        let pages = SerializedPageReader::new(Arc::new(file.clone()), meta, rows, None);
+        let damaged = |e| format!("column {name} of row group {at} has damaged pages: {e}");
+        let mut found = 0;
+        for page in pages.map_err(damaged)? {
+            let (values, bytes) = plain_page(page.map_err(damaged)?)
+                .map_err(|problem| format!("column {name} of row group {at} {problem}"))?;
+            if bytes.len() as u64 != values * width as u64 {
+                return Err(format!(
+                    "column {name} of row group {at} has a page of {values} values of {width} bytes in {} bytes",
+                    bytes.len()
+                ));
+            }
+            found += values;
+            runs.push(Run {
+                file: number,
+                // Pages that are not compressed are slices of the file itself.
+                offset: (bytes.as_ptr() as usize - file.as_ptr() as usize) as u64,
+                rows: values,
+            });
+        }
+        if found != rows as u64 {
+            return Err(format!(
+                "column {name} of row group {at} has {found} values, expected {rows}"
+            ));
+        }
+        total += found;
+    }
+    if total != footer.file_metadata().num_rows() as u64 {
+        return Err(format!(
+            "has {total} rows in its row groups, and its footer says otherwise"
+        ));
+    }
+    runs.retain(|run| run.rows > 0);
+    Ok(runs)
+}
+
+/// Checks sizes and positions of a column chunk before anything is read from it; returns its number of values.
+fn check_chunk(meta: &ColumnChunkMetaData, rows: i64, width: usize, file_len: usize) -> Checked<usize> {
+    let rows = usize::try_from(rows).map_err(|_| format!("has {rows} rows"))?;
+    if meta.num_values() != rows as i64 {
+        return Err(format!("has {} values in {rows} rows", meta.num_values()));
+    }
+    if meta.compression() != Compression::UNCOMPRESSED {
+        return Err(format!("is compressed ({}): stores are not", meta.compression()));
+    }
+    if meta.dictionary_page_offset().is_some() {
+        return Err("has a dictionary: stores have plain values".into());
+    }
+    let (start, length) = (meta.data_page_offset(), meta.compressed_size());
+    let end = start.checked_add(length).filter(|_| start >= 4 && length >= 0);
+    if end.is_none_or(|end| end as u64 > file_len as u64) {
+        return Err(format!(
+            "lies at {start} with {length} bytes, outside of the file's {file_len}"
+        ));
+    }
+    if (length as u64) < (rows as u64).saturating_mul(width as u64) {
+        return Err(format!(
+            "has {length} bytes, too few for {rows} values of {width} bytes"
+        ));
+    }
+    Ok(rows)
+}
+
+/// The number of values of a page, and their bytes.
+fn plain_page(page: Page) -> Checked<(u64, Bytes)> {
+    match page {
+        Page::DataPage {
+            buf,
+            num_values,
+            encoding: Encoding::PLAIN,
+            ..
+        } => Ok((u64::from(num_values), buf)),
+        other => Err(format!(
+            "has a page of type {:?} in {:?}: stores have plain data pages of version 1",
+            other.page_type(),
+            other.encoding()
+        )),
+    }
+}
+
+/// Reads all contexts of a shard.
+pub(crate) fn read_contexts(dir: &Path, number: usize, spec: &StoreSpec, entry: &ShardEntry) -> Result<Vec<Context>> {
+    let path = contexts_path(dir, number);
+    let file = open(&path, entry.contexts_bytes)?;
+    if hex(&Sha256::digest(&file)) != entry.contexts_sha256 {
+        return Err(Error::bad_file(
+            &path,
+            "is damaged: its digest is not the one in the store's manifest",
+        ));
+    }
+    let contexts = decode_contexts(file).and_then(|contexts| check_contexts(contexts, spec, entry));
+    contexts.map_err(|problem| Error::bad_file(&path, problem))
+}
+
+fn decode_contexts(file: Bytes) -> Checked<Vec<Context>> {
+    read_footer(&file)?;
+    let damaged = |e: String| format!("is a damaged Parquet file: {e}");
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| damaged(e.to_string()))?;
+    let expected = contexts_schema();
+    if builder.schema().fields() != expected.fields() {
+        return Err(format!(
+            "has the columns {:?}, expected {:?}",
+            builder.schema().fields(),
+            expected.fields()
+        ));
+    }
+    let reader = builder.build().map_err(|e| damaged(e.to_string()))?;
+    let mut out = Vec::new();
+    for batch in reader {
+        let batch = batch.map_err(|e| damaged(e.to_string()))?;
+        let index = batch.column(0).as_primitive::<UInt64Type>();
+        let document = batch.column(1).as_primitive::<UInt64Type>();
+        let tokens = batch.column(2).as_list::<i32>();
+        for row in 0..batch.num_rows() {
+            out.push(Context {
+                index: index.value(row),
+                document: document.value(row),
+                tokens: tokens.value(row).as_primitive::<UInt32Type>().values().to_vec(),
+            });
+        }
+    }
+    Ok(out)
+}
+
+/// Whether contexts are the ones that the manifest lists.
+fn check_contexts(contexts: Vec<Context>, spec: &StoreSpec, entry: &ShardEntry) -> Checked<Vec<Context>> {
+    let tokens: u64 = contexts.iter().map(|c| c.tokens.len() as u64).sum();
+    if (contexts.len() as u64, tokens) != (entry.n_contexts, entry.n_tokens) {
+        return Err(format!(
+            "has {} contexts of {tokens} tokens, expected {} of {}",
+            contexts.len(),
+            entry.n_contexts,
+            entry.n_tokens
+        ));
+    }
+    for (expected, context) in (entry.first_context..).zip(&contexts) {
+        if context.index != expected || context.tokens.len() > spec.context_length {
+            return Err(format!(
+                "has context {} of {} tokens, expected {expected} of at most {}",
+                context.index,
+                context.tokens.len(),
+                spec.context_length
+            ));
+        }
+    }
+    Ok(contexts)
+}
+
+/// What a shard without a manifest is, for a harvest that continues; `None` if it is not whole.
+pub(crate) fn survey(dir: &Path, number: usize, spec: &StoreSpec) -> Option<ShardEntry> {
+    let acts = mapped::map(&acts_path(dir, number)).ok()?;
+    let file = mapped::map(&contexts_path(dir, number)).ok()?;
+    let footer = read_footer(&acts).ok()?;
+    let contexts = decode_contexts(file.clone()).ok()?;
+    let entry = ShardEntry {
+        first_context: number as u64 * spec.contexts_per_shard,
+        n_contexts: contexts.len() as u64,
+        n_tokens: contexts.iter().map(|c| c.tokens.len() as u64).sum(),
+        n_rows: footer.file_metadata().num_rows() as u64,
+        acts_bytes: acts.len() as u64,
+        contexts_bytes: file.len() as u64,
+        contexts_sha256: hex(&Sha256::digest(&file)),
+        sample_sha256: key(&footer, SAMPLE_KEY)?.to_owned(),
+    };
+    check_contexts(contexts, spec, &entry).ok()?;
+    let every: Vec<usize> = (0..acts_columns(spec).len()).collect();
+    column_runs(dir, number, spec, &entry, &every).ok()?;
+    Some(entry)
+}

@@ -67,9 +67,10 @@ impl SparseKernels for Flex {
         let slots = plan.main.k + plan.aux_k;
         let mut indices = vec![0i32; batch * slots];
         let mut values = vec![0.0f32; batch * slots];
-        // Fixed by the shapes alone: the product of a row may depend on where tiles are cut.
-        let tile = (TILE_ELEMENTS / d_sae).clamp(TILE_ROWS, batch.max(TILE_ROWS));
-        let mut pre = buffers::take(tile.min(batch) * d_sae);
+        // Fixed by the width alone: the product of a row may depend on where tiles are cut, and a buffer of one length
+        // serves every batch.
+        let tile = (TILE_ELEMENTS / d_sae).max(TILE_ROWS);
+        let mut pre = buffers::take(tile * d_sae);
         let outputs = indices.chunks_mut(tile * slots).zip(values.chunks_mut(tile * slots));
         for ((indices, values), x) in outputs.zip(x.storage().chunks(tile * d_in)) {
             let pre = &mut pre[..x.len() / d_in * d_sae];

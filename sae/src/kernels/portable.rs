@@ -12,8 +12,8 @@ use super::ops::EncodePlan;
 use super::select::Rank;
 use crate::sparsifier::Score;
 
-/// Elements of the largest temporary: a quarter of a gigabyte.
-const TILE_ELEMENTS: usize = 1 << 26;
+/// Elements of the largest temporary: a quarter of a gigabyte, or little in tests, so that small batches have tiles.
+const TILE_ELEMENTS: usize = if cfg!(test) { 1 << 9 } else { 1 << 26 };
 
 fn dims<const D: usize>(tensor: &impl TensorMetadata) -> [usize; D] {
     tensor.shape().dims()

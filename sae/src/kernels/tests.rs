@@ -1,5 +1,6 @@
 //! Kernels against their twins, on every device of this build, and gradients against two other ways to get them.
 
+use burn::backend::Flex;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -118,6 +119,54 @@ fn cases() -> impl Strategy<Value = Case> {
         })
 }
 
+/// Holds a selection against the twin's. Rounding may let nearly equal scores change places, so scores are compared slot
+/// by slot, and an index is judged by what it points at.
+fn judge_selection(case: &Case, host: &Host, indices: &[i32], values: &[f32]) {
+    let main = Selection {
+        score: case.score,
+        k: case.k,
+    };
+    let aux_rank = match case.score {
+        Score::Positive => Rank::Value,
+        Score::Magnitude => Rank::Score(Score::Magnitude),
+    };
+    let (_, expected) = host.encode(main, Some((aux_rank, case.k_aux, &case.dead)));
+    let scores = |values: &[f32]| -> Vec<f32> {
+        let of = |v: &f32| if case.score == Score::Magnitude { v.abs() } else { *v };
+        values.iter().map(of).collect()
+    };
+    assert_close(&scores(values), &scores(&expected), "scores");
+    let pre = host.pre();
+    let slots = case.k + case.k_aux;
+    for (n, (&i, &v)) in indices.iter().zip(values).enumerate() {
+        let (row, slot) = (n / slots, n % slots);
+        assert!((0..case.d_sae as i32).contains(&i), "index {i}");
+        let u = pre[row * case.d_sae + i as usize];
+        let u = if slot < case.k { case.score.value(u) } else { u };
+        assert!(
+            (u - v).abs() <= 1e-4 * (1.0 + u.abs()),
+            "slot {slot} says {v}, latent {i} is {u}"
+        );
+        assert!(slot < case.k || case.dead.contains(&i), "{i} is not dead");
+    }
+    for row in indices.chunks(slots) {
+        for part in [&row[..case.k], &row[case.k..]] {
+            let mut latents = part.to_vec();
+            latents.sort();
+            latents.dedup();
+            assert_eq!(latents.len(), part.len(), "a latent twice in a code");
+        }
+    }
+}
+
+fn on_flex(tensor: Tensor<2>) -> burn_flex::FlexTensor {
+    tensor.try_into_primitive::<Flex>().unwrap()
+}
+
+fn off_flex(tensor: burn_flex::FlexTensor) -> Vec<f32> {
+    tensor.into_data().to_vec().unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -125,22 +174,9 @@ proptest! {
     fn encoding_selects_what_sorting_the_dense_product_would(case in cases()) {
         let host = host(case.seed, case.batch, case.d_in, case.d_sae);
         let main = Selection { score: case.score, k: case.k };
-        let aux_rank = if case.score == Score::Positive { Rank::Value } else { Rank::Score(Score::Magnitude) };
-        let (_, expected) = host.encode(main, Some((aux_rank, case.k_aux, &case.dead)));
-        let pre = host.pre();
         for device in devices() {
             let (indices, values) = encode_on(&device, &host, main, Some((case.score, case.k_aux, &case.dead)));
-            assert_close(&values, &expected, "values");
-            // Nearly equal scores may change places with rounding, so an index is judged by what it points at.
-            let slots = case.k + case.k_aux;
-            for (n, (&i, &v)) in indices.iter().zip(&values).enumerate() {
-                let (row, slot) = (n / slots, n % slots);
-                prop_assert!((0..case.d_sae as i32).contains(&i));
-                let u = pre[row * case.d_sae + i as usize];
-                let u = if slot < case.k && case.score == Score::Positive { u.max(0.0) } else { u };
-                prop_assert!((u - v).abs() <= 1e-4 * (1.0 + u.abs()), "slot {} says {}, latent {} is {}", slot, v, i, u);
-                prop_assert!(slot < case.k || case.dead.contains(&i));
-            }
+            judge_selection(&case, &host, &indices, &values);
         }
     }
 
@@ -177,6 +213,40 @@ proptest! {
         by_latent.scatter(&host.x, d_in, &mut found, &mut found_sums);
         assert_close(&found, &scattered, "scattered");
         assert_close(&found_sums, &weights, "sums of weights");
+    }
+
+    #[test]
+    fn the_portable_products_equal_their_twins(case in cases()) {
+        let host = host(case.seed, case.batch, case.d_in, case.d_sae);
+        let mut rng = ChaCha8Rng::seed_from_u64(case.seed + 1);
+        let (slots, d_in) = (case.k.min(40), case.d_in);
+        let indices: Vec<i32> = (0..case.batch * slots).map(|_| rng.random_range(0..case.d_sae as i32)).collect();
+        let values = uniform(&mut rng, case.batch * slots);
+        let device = Device::flex();
+        let float = |v: &[f32], shape| on_flex(matrix(v, shape, &device));
+        let code = || ints(&indices, [case.batch, slots], &device).try_into_primitive::<Flex>().unwrap();
+        let weights = || float(&values, [case.batch, slots]);
+        let (x, w_dec) = (|| float(&host.x, [case.batch, d_in]), || float(&host.w_dec, [case.d_sae, d_in]));
+        let recon = portable::sum_rows::<Flex>(code(), weights(), w_dec());
+        assert_close(&off_flex(recon), &twin::sum_rows(&indices, &values, slots, &host.w_dec, d_in), "sums");
+        let dots = portable::dot_rows::<Flex>(code(), x(), w_dec());
+        assert_close(&off_flex(dots), &twin::dot_rows(&indices, slots, &host.x, &host.w_dec, d_in), "dots");
+        let (scattered, sums) = portable::scatter_rows::<Flex>(code(), weights(), x(), case.d_sae);
+        let expected = twin::scatter_rows(&indices, &values, slots, &host.x, d_in, case.d_sae);
+        assert_close(&off_flex(scattered), &expected.0, "scattered");
+        assert_close(&off_flex(sums), &expected.1, "sums of weights");
+
+        let main = Selection { score: case.score, k: case.k };
+        let aux_rank = if case.score == Score::Positive { Rank::Value } else { Rank::Score(Score::Magnitude) };
+        let (indices, values) = portable::select::<Flex>(
+            x(),
+            float(&host.w_enc, [case.d_sae, d_in]),
+            vector(&host.b_enc, &device).try_into_primitive::<Flex>().unwrap(),
+            ints(&case.dead, [1, case.dead.len()], &device).reshape([case.dead.len()]).try_into_primitive::<Flex>().unwrap(),
+            ops::EncodePlan { main, aux_rank, aux_k: case.k_aux },
+        );
+        let indices = Tensor::<2, Int>::from_primitive::<Flex>(indices).into_data().to_vec::<i32>().unwrap();
+        judge_selection(&case, &host, &indices, &off_flex(values));
     }
 
     #[test]
@@ -402,6 +472,20 @@ fn an_auxiliary_code_is_no_wider_than_its_candidates() {
 }
 
 #[test]
+fn rows_of_every_tile_of_the_product_are_selected_from() {
+    // Tiles of the CPU's encoder hold 2^23 elements: 119 rows of this width.
+    let host = host(4, 150, 3, 70_000);
+    let main = Selection {
+        score: Score::Magnitude,
+        k: 2,
+    };
+    let (_, values) = encode_on(&Device::flex(), &host, main, None);
+    let (_, expected) = host.encode(main, None);
+    let scores = |values: Vec<f32>| values.iter().map(|v| v.abs()).collect::<Vec<_>>();
+    assert_close(&scores(values), &scores(expected), "scores");
+}
+
+#[test]
 fn a_nan_in_one_row_stays_in_that_row() {
     let device = Device::flex();
     let mut host = host(2, 3, 4, 8);
@@ -482,4 +566,37 @@ fn a_step_has_the_same_bytes_whatever_the_number_of_threads() {
     assert!(one.iter().any(|v| *v != 0));
     assert!(one == on(3), "one thread and three disagree");
     assert!(one == on(2), "one thread and two disagree");
+}
+
+#[test]
+fn the_portable_step_of_adam_equals_the_cpus() {
+    let mut host = host(7, 1, 75, 37);
+    host.w_dec[..75].fill(0.0);
+    for row in host.w_dec[75..].chunks_mut(75) {
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        row.iter_mut().for_each(|v| *v /= norm);
+    }
+    for unit_rows in [false, true] {
+        let step = AdamStep {
+            beta_1: 0.9,
+            beta_2: 0.99,
+            eps: 1e-8,
+            rate: 0.01,
+            root_correction: 3.0,
+            grad_scale: 0.5,
+            unit_rows,
+        };
+        // A row of zeros without a gradient has to stay one.
+        let mut grad = host.w_enc.clone();
+        grad[..75].fill(0.0);
+        let (mut param, mut m, mut v) = (host.w_dec.clone(), vec![0.1; 37 * 75], vec![0.2; 37 * 75]);
+        m[..75].fill(0.0);
+        let float = |v: &[f32]| on_flex(matrix(v, [37, 75], &Device::flex()));
+        let portable = portable::adam::<Flex>(float(&param), float(&grad), float(&m), float(&v), step);
+        adam::update(&mut param, &grad, &mut m, &mut v, 75, step);
+        assert_eq!(param[..75], [0.0; 75]);
+        for (cpu, portable) in [(param, portable.0), (m, portable.1), (v, portable.2)] {
+            assert_close(&off_flex(portable), &cpu, "Adam");
+        }
+    }
 }

@@ -119,15 +119,22 @@ fn check_schema(footer: &ParquetMetaData, spec: &StoreSpec) -> Checked<()> {
             && column.max_def_level() == 0
             && column.max_rep_level() == 0;
         if !same {
-            return Err(format!(
-                "has the column {} of {} in place of {name}: required {of}{}",
-                column.path(),
-                column.physical_type(),
+            let of_bytes = |fixed: bool, bytes: usize| {
                 if fixed {
-                    format!(" of {width} bytes")
+                    format!(" of {bytes} bytes")
                 } else {
                     String::new()
                 }
+            };
+            let found = column.physical_type();
+            return Err(format!(
+                "has the column {} of {found}{}, expected {name} of required {of}{}",
+                column.path(),
+                of_bytes(
+                    found == PhysicalType::FIXED_LEN_BYTE_ARRAY,
+                    column.type_length().max(0) as usize
+                ),
+                of_bytes(fixed, *width)
             ));
         }
     }

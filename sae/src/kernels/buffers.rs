@@ -41,10 +41,11 @@ pub fn give_back(buffer: Vec<f32>) {
     pool.push(buffer);
 }
 
-/// Keeps the buffer of a tensor that nobody else holds.
+/// Keeps the buffer of a contiguous tensor that nobody else holds.
 pub fn recycle(tensor: FlexTensor) {
+    // `TensorData::into_vec` would copy bytes that were allocated as something else than floats.
     if tensor.is_unique()
-        && let Ok(buffer) = tensor.into_data().into_vec::<f32>()
+        && let Ok(buffer) = tensor.into_data().bytes.try_into_vec::<f32>()
     {
         give_back(buffer);
     }

@@ -1,7 +1,7 @@
 //! The sparse products in burn's own operations: what a device runs until it has kernels of its own.
 //!
 //! Right on every backend, and bounded in memory: rows are taken in tiles, so that a temporary stays under
-//! [`TILE_ELEMENTS`]. Equal scores are resolved as the backend's selection does, not by index.
+//! [`TILE_ELEMENTS`].
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
@@ -79,8 +79,15 @@ pub fn select<B: Backend>(
     (cat_int::<B>(indices, 0), cat_float::<B>(values, 0))
 }
 
+/// Scores are kept within this, so that one that was taken, lowered by [`f32::MIN`], is below every other.
+const SCORE_LIMIT: f32 = 1e38;
+
 /// The `k` best of every row of `pre`, and their values.
+///
+/// `k` times the best of those left: on a GPU that is `k` fast passes whatever `k` is, while burn's own selection of `k`
+/// compiles to `k * k` instructions there, and its sorting happens on the host.
 fn winners<B: Backend>(pre: FloatTensor<B>, rank: Rank, k: usize) -> (IntTensor<B>, FloatTensor<B>) {
+    let [n_rows, _] = dims(&pre);
     let device = pre.device();
     let settings = get_device_settings::<B>(&device);
     let nan = B::float_is_nan(pre.clone(), settings.bool_dtype);
@@ -91,9 +98,17 @@ fn winners<B: Backend>(pre: FloatTensor<B>, rank: Rank, k: usize) -> (IntTensor<
             (positive.clone(), positive)
         }
         Rank::Score(Score::Magnitude) => (B::float_abs(pre.clone()), pre),
-        Rank::Value => (B::float_mask_fill(pre.clone(), nan, f32::MIN.into()), pre),
+        Rank::Value => (B::float_mask_fill(pre.clone(), nan, (-SCORE_LIMIT).into()), pre),
     };
-    let indices = B::float_argtopk(scores, 1, k, settings.int_dtype);
+    let mut scores = B::float_clamp(scores, (-SCORE_LIMIT).into(), SCORE_LIMIT.into());
+    let lowered = B::float_full(Shape::from([n_rows, 1]), f32::MIN.into(), &device, FloatDType::F32);
+    let mut indices = Vec::with_capacity(k);
+    for _ in 0..k {
+        let best = B::float_argmax(scores.clone(), 1, settings.int_dtype);
+        scores = B::float_scatter_add(1, scores, best.clone(), lowered.clone());
+        indices.push(best);
+    }
+    let indices = cat_int::<B>(indices, 1);
     let values = B::float_gather(1, pre, indices.clone());
     (indices, values)
 }

@@ -26,6 +26,7 @@ use self::pack::Packer;
 use self::pieces::{Piece, Pieces};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::fingerprint::fingerprint;
 use crate::tokenizer::Tokenizer;
 
 /// What to do about bytes that are not UTF-8.
@@ -158,7 +159,7 @@ impl Corpus {
     /// # Errors
     /// When a file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        files::fingerprint(&self.files)
+        fingerprint(&self.files)
     }
 }
 

@@ -10,6 +10,8 @@ pub mod corpus;
 pub mod device;
 pub mod dtype;
 mod error;
+mod fingerprint;
+pub mod harvest;
 pub mod hooks;
 pub mod mapped;
 pub mod model;

@@ -31,6 +31,7 @@ use self::attention::Attention;
 pub use self::config::{Activation, ModelConfig};
 use self::weights::{BlockWeights, Weights};
 use crate::error::{Error, Result};
+use crate::fingerprint::fingerprint;
 use crate::hooks::{HookPoint, Hooks, Site};
 
 /// A transformer with its parameters on a device.
@@ -62,6 +63,23 @@ impl Transformer {
     /// As [`Transformer::load`], as far as `config.json` is concerned.
     pub fn read_config(dir: &Path) -> Result<ModelConfig> {
         Ok(family::read(dir)?.1)
+    }
+
+    /// A digest of the checkpoint in `dir`: SHA-256, in hex, over the length, the first and the last mebibyte of
+    /// `config.json` and of each `.safetensors` file. Cheap whatever the size, and another for other weights.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn fingerprint(dir: &Path) -> Result<String> {
+        let mut files = vec![dir.join("config.json")];
+        for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+            let path = entry.map_err(Error::io(dir))?.path();
+            if path.extension().is_some_and(|e| e == "safetensors") {
+                files.push(path);
+            }
+        }
+        files.sort_unstable();
+        fingerprint(&files)
     }
 
     /// Sizes and behaviours.

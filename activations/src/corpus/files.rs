@@ -1,10 +1,7 @@
 //! Which files a corpus is made of.
 
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::fs;
 use std::path::{Path, PathBuf};
-
-use sha2::{Digest, Sha256};
 
 use super::is_text;
 use crate::error::{Error, Result};
@@ -63,29 +60,4 @@ pub(super) fn name(paths: &[PathBuf]) -> String {
         [only] => last(only),
         [first, rest @ ..] => format!("{} and {} more", last(first), rest.len()),
     }
-}
-
-/// What [`super::Corpus::fingerprint`] says.
-pub(super) fn fingerprint(files: &[PathBuf]) -> Result<String> {
-    const END: u64 = 1 << 20;
-    let mut hash = Sha256::new();
-    for path in files {
-        let mut file = File::open(path).map_err(Error::io(path))?;
-        let length = file.metadata().map_err(Error::io(path))?.len();
-        hash.update(length.to_le_bytes());
-        let mut part = Vec::new();
-        file.by_ref()
-            .take(END)
-            .read_to_end(&mut part)
-            .map_err(Error::io(path))?;
-        hash.update(&part);
-        if length > END {
-            part.clear();
-            file.seek(SeekFrom::Start(length.saturating_sub(END).max(END)))
-                .and_then(|_| file.take(END).read_to_end(&mut part))
-                .map_err(Error::io(path))?;
-            hash.update(&part);
-        }
-    }
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

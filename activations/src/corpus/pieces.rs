@@ -4,10 +4,10 @@
 //! itself, so that pieces end where tokenizers end words anyway: after a line break that stands alone, or, in endless
 //! lines, before a space.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
-use std::vec;
 
 use super::InvalidUtf8;
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ pub(super) struct Piece {
 
 /// The pieces of some files in order.
 pub(super) struct Pieces {
-    files: vec::IntoIter<PathBuf>,
+    files: VecDeque<PathBuf>,
     invalid: InvalidUtf8,
     separator: Option<String>,
     lines: Option<Lines>,
@@ -45,7 +45,7 @@ pub(super) struct Pieces {
 impl Pieces {
     pub(super) fn new(files: &[PathBuf], invalid: InvalidUtf8, separator: Option<&str>) -> Self {
         Self {
-            files: files.to_vec().into_iter(),
+            files: files.iter().cloned().collect(),
             invalid,
             separator: separator.map(|s| s.trim().to_owned()),
             lines: None,
@@ -70,7 +70,9 @@ impl Pieces {
     fn read(&mut self) -> Result<Option<Piece>> {
         loop {
             let Some(lines) = &mut self.lines else {
-                let Some(path) = self.files.next() else { return Ok(None) };
+                let Some(path) = self.files.pop_front() else {
+                    return Ok(None);
+                };
                 self.lines = Some(Lines::open(path, self.invalid)?);
                 continue;
             };

@@ -1,0 +1,245 @@
+//! From a model and a text to activations: into a store ([`run`]), or in memory ([`ContextStream`]).
+//!
+//! The one decision: **every number depends on the plan alone.** Contexts are grouped into the same products whatever
+//! the number of threads and wherever a run was interrupted, because the last bits of a product depend on its shape.
+//! [`plan`] does everything that can fail early: it checks hooks, vocabulary and context length, loads the model, reads
+//! the beginning of the text, and times the model on it, so that the estimate is measured and not guessed.
+//!
+//! The text is tokenised on one thread and the store written on another while the model computes. All hooks are
+//! recorded in one pass, which ends after the last of them.
+
+mod batches;
+mod recorder;
+mod run;
+mod stream;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use self::recorder::Recorder;
+pub use self::run::{HarvestReport, run};
+pub use self::stream::ContextStream;
+use crate::context::Context;
+use crate::corpus::{Corpus, CorpusOptions, InvalidUtf8};
+use crate::device::Device;
+use crate::dtype::ActDtype;
+use crate::error::{Error, Result};
+use crate::hooks::HookPoint;
+use crate::model::Transformer;
+use crate::tokenizer::Tokenizer;
+
+/// The longest context unless another is asked for; a model's own limit where that is shorter.
+pub const DEFAULT_CONTEXT: usize = 1024;
+
+/// What to harvest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HarvestOptions {
+    /// Model directory: `config.json`, `model.safetensors`, `tokenizer.json`.
+    pub model: PathBuf,
+    /// Text files, and directories of `.txt` files.
+    pub text: Vec<PathBuf>,
+    /// Names of the hooks, such as `blocks.3.hook_resid_post`.
+    pub hooks: Vec<String>,
+    /// How many tokens the model should read, special tokens included: whole contexts are taken from the beginning of
+    /// the text until they hold so many. All of the text if absent.
+    pub tokens: Option<u64>,
+    /// Tokens of a context, BOS included; the model's longest, but at most [`DEFAULT_CONTEXT`], if absent.
+    pub context: Option<usize>,
+    /// Number format of the store.
+    pub dtype: ActDtype,
+    /// Whether BOS and EOS get rows, too. BOS is an attention sink in most models: its activations are several times
+    /// longer than all others and alike everywhere, so that a dictionary would waste itself on them.
+    pub keep_special: bool,
+    /// What to do about bytes that are not UTF-8.
+    pub invalid_utf8: InvalidUtf8,
+    /// A line that separates documents, see [`CorpusOptions::separator`].
+    pub separator: Option<String>,
+    /// Contexts in each shard of the store; as many as make about 64 MiB if absent. A harvest that is stopped loses the
+    /// shard that it is in the middle of.
+    pub contexts_per_shard: Option<u64>,
+    /// Where the model runs.
+    pub device: Device,
+}
+
+impl HarvestOptions {
+    /// One hook over all of a text, everything else as it is by default.
+    pub fn new(model: impl Into<PathBuf>, text: Vec<PathBuf>, hook: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            text,
+            hooks: vec![hook.into()],
+            tokens: None,
+            context: None,
+            dtype: ActDtype::F16,
+            keep_special: false,
+            invalid_utf8: InvalidUtf8::Refuse,
+            separator: None,
+            contexts_per_shard: None,
+            device: Device::Cpu,
+        }
+    }
+}
+
+/// What a harvest will take, known before it starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// Contexts, about: the beginning of the text says how many tokens a byte makes.
+    pub contexts: u64,
+    /// Tokens that the model reads, about.
+    pub tokens: u64,
+    /// Activation rows, about.
+    pub rows: u64,
+    /// Bytes of the store, about.
+    pub disk_bytes: u64,
+    /// Bytes of memory at most, about.
+    pub memory_bytes: u64,
+    /// Tokens a second, measured on the beginning of the text.
+    pub tokens_per_second: f64,
+}
+
+impl Estimate {
+    /// How long it takes, about.
+    pub fn seconds(&self) -> f64 {
+        self.tokens as f64 / self.tokens_per_second
+    }
+}
+
+/// A harvest that can start: model and text are open and fit each other.
+pub struct HarvestPlan {
+    recorder: Recorder,
+    corpus: Corpus,
+    tokens: Option<u64>,
+    options: HarvestOptions,
+    estimate: Estimate,
+}
+
+impl HarvestPlan {
+    /// What it will take.
+    pub fn estimate(&self) -> &Estimate {
+        &self.estimate
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Transformer {
+        self.recorder.model()
+    }
+
+    /// The text.
+    pub fn corpus(&self) -> &Corpus {
+        &self.corpus
+    }
+}
+
+/// Opens model and text, checks that everything fits, and measures.
+///
+/// # Errors
+/// Whatever is wrong with the model, the tokenizer, the hooks or the text, by name.
+pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
+    let config = Transformer::read_config(&options.model)?;
+    let hooks: Vec<HookPoint> = options
+        .hooks
+        .iter()
+        .map(|name| HookPoint::parse_for(name, config.n_layers))
+        .collect::<Result<_>>()?;
+    let tokenizer = Tokenizer::load(&options.model)?;
+    tokenizer.check_model(config.d_vocab)?;
+    let context = options.context.unwrap_or(config.max_context.min(DEFAULT_CONTEXT));
+    if context > config.max_context {
+        return Err(Error::Invalid(format!(
+            "contexts of {context} tokens are longer than the model's {}",
+            config.max_context
+        )));
+    }
+    if options.tokens == Some(0) {
+        return Err(Error::Invalid(
+            "0 tokens are asked for: there is nothing to harvest".into(),
+        ));
+    }
+    let corpus = CorpusOptions {
+        context,
+        bos: config.bos,
+        eos: config.eos.first().copied(),
+        invalid_utf8: options.invalid_utf8,
+        separator: options.separator.clone(),
+    };
+    let corpus = Corpus::open(&options.text, &tokenizer, corpus)?;
+    let skipped = match options.keep_special {
+        true => Vec::new(),
+        false => config.bos.into_iter().chain(config.eos.iter().copied()).collect(),
+    };
+    let model = Transformer::load(&options.model, &options.device.open()?)?;
+    let recorder = Recorder::new(model, hooks, skipped, context, options.device)?;
+    let estimate = estimate(&recorder, &corpus, options)?;
+    Ok(HarvestPlan {
+        recorder,
+        corpus,
+        tokens: options.tokens,
+        options: options.clone(),
+        estimate,
+    })
+}
+
+/// Measures on the first batch of the text.
+fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> Result<Estimate> {
+    let mut contexts = corpus.contexts();
+    let sample: Vec<Context> = contexts.by_ref().take(recorder.batch()).collect::<Result<_>>()?;
+    let sampled: u64 = sample.iter().map(|c| c.tokens.len() as u64).sum();
+    let tokens = if sample.len() < recorder.batch() {
+        sampled
+    } else {
+        let per_byte = contexts.tokens_packed() as f64 / contexts.bytes_read() as f64;
+        ((corpus.bytes() as f64 * per_byte) as u64).max(sampled)
+    };
+    let (tokens_per_second, rows_per_token) = measure(recorder, &sample)?;
+    let context = corpus.options().context as u64;
+    // A limit takes whole contexts.
+    let tokens = options
+        .tokens
+        .map_or(tokens, |limit| tokens.min(limit.div_ceil(context) * context));
+    let rows = (tokens as f64 * rows_per_token).ceil() as u64;
+    let widths: usize = recorder.hooks().iter().map(|&h| recorder.model().hook_width(h)).sum();
+    // Context, position and token beside each row; the token ids of the contexts.
+    let disk_bytes = rows * (widths * options.dtype.size() + 12) as u64 + tokens * 4;
+    Ok(Estimate {
+        contexts: tokens.div_ceil(context),
+        tokens,
+        rows,
+        disk_bytes,
+        memory_bytes: memory(recorder, corpus, widths),
+        tokens_per_second,
+    })
+}
+
+/// Tokens a second, and activation rows a token. The first unit alone takes what the first call costs; on a slow model
+/// it must do.
+fn measure(recorder: &Recorder, sample: &[Context]) -> Result<(f64, f64)> {
+    let time = |contexts: &[Context]| {
+        let start = Instant::now();
+        let rows = recorder.record(contexts)?.rows.len();
+        let tokens: usize = contexts.iter().map(|c| c.tokens.len()).sum();
+        let seconds = start.elapsed().as_secs_f64().max(1e-9);
+        Ok((seconds, tokens as f64 / seconds, rows as f64 / tokens as f64))
+    };
+    let first = &sample[..sample.len().min(recorder.unit())];
+    let (seconds, speed, rows) = time(first)?;
+    if seconds * (sample.len() / first.len()) as f64 > 2.0 {
+        return Ok((speed, rows));
+    }
+    let (_, speed, rows) = time(sample)?;
+    Ok((speed, rows))
+}
+
+/// Parameters, the values of the passes that run side by side, and the batches between the threads.
+fn memory(recorder: &Recorder, corpus: &Corpus, widths: usize) -> u64 {
+    let config = recorder.model().config();
+    let context = corpus.options().context;
+    let in_flight = (recorder.unit() * rayon::current_num_threads())
+        .min(recorder.batch())
+        .max(recorder.unit())
+        * context;
+    let per_token =
+        8 * config.d_model + 2 * config.d_q() + 2 * config.d_kv() + 4 * config.d_mlp + config.n_heads * context;
+    let batches = 5 * recorder.batch() * context * widths;
+    let fixed = 96 << 20;
+    4 * (config.num_parameters() + (in_flight * per_token + batches) as u64) + fixed
+}

@@ -1,0 +1,101 @@
+//! Contexts in batches, tokenised ahead on a thread of their own while the model works.
+
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::context::Context;
+use crate::corpus::{Contexts, Corpus};
+use crate::error::Result;
+
+/// Some contexts in order.
+pub(super) struct Batch {
+    pub contexts: Vec<Context>,
+    /// Invalid sequences replaced in the text so far.
+    pub replaced: u64,
+}
+
+impl Batch {
+    pub(super) fn tokens(&self) -> u64 {
+        self.contexts.iter().map(|c| c.tokens.len() as u64).sum()
+    }
+}
+
+/// The batches of a corpus. Every batch but the last has the same number of contexts, and the first begins with a
+/// multiple of it, so that the model computes the same products whether a harvest was interrupted or not.
+pub(super) struct Batches {
+    receiver: Option<Receiver<Result<Batch>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Batches that wait for the model.
+const AHEAD: usize = 2;
+
+impl Batches {
+    /// Batches of `size` contexts from the one on that holds context `first`, until the contexts from number 0 on hold
+    /// `tokens` tokens.
+    pub(super) fn start(corpus: &Corpus, size: usize, first: u64, tokens: Option<u64>) -> Self {
+        let first = first - first % size as u64;
+        let before = first * corpus.options().context as u64;
+        let mut taker = Taker {
+            contexts: corpus.contexts_from(first),
+            size,
+            left: tokens.map_or(u64::MAX, |t| t.saturating_sub(before)),
+        };
+        let (sender, receiver) = sync_channel(AHEAD);
+        let thread = std::thread::spawn(move || {
+            // The receiver hangs up when the harvest stops.
+            while let Some(batch) = taker.next().transpose() {
+                let failed = batch.is_err();
+                if sender.send(batch).is_err() || failed {
+                    break;
+                }
+            }
+        });
+        Self {
+            receiver: Some(receiver),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        self.receiver.as_ref()?.recv().ok()
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        drop(self.receiver.take());
+        if let Some(thread) = self.thread.take() {
+            // It sends results and does not panic; if it did, the panic was printed and there is nothing to add.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes batches from a stream of contexts.
+struct Taker {
+    contexts: Contexts,
+    size: usize,
+    left: u64,
+}
+
+impl Taker {
+    fn next(&mut self) -> Result<Option<Batch>> {
+        let mut contexts = Vec::new();
+        while contexts.len() < self.size && self.left > 0 {
+            match self.contexts.next().transpose()? {
+                Some(context) => {
+                    self.left = self.left.saturating_sub(context.tokens.len() as u64);
+                    contexts.push(context);
+                }
+                None => break,
+            }
+        }
+        let replaced = self.contexts.replaced();
+        Ok((!contexts.is_empty()).then_some(Batch { contexts, replaced }))
+    }
+}

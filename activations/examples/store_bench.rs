@@ -2,12 +2,17 @@
 //!
 //! ```text
 //! cargo run --release -p activations --example store_bench -- [--contexts 4000] [--d-in 768] [--dir DIR] [--keep]
+//!     [--cpu-time]
 //! ```
 //! Contexts have 128 rows. Rates are gigabytes (10^9) of stored activations a second; reading is through the page cache
-//! unless the store is larger than the memory. Prints a table and one line of JSON. `--keep` leaves the f16 store.
+//! unless the store is larger than the memory. Mixing is measured after the first batch, which fills the pool; its
+//! `contexts` are the distinct contexts of a batch, as a share of those in a batch of an exact shuffle. Prints a table and one line of JSON. `--keep` leaves the f16 store.
+//! `--cpu-time` counts what the processor spent on the thread (Linux), for machines that are busy with other things; time
+//! spent waiting for a disk is then not in it.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use activations::source::{Activations, MixOptions};
@@ -22,6 +27,7 @@ struct Arguments {
     d_in: usize,
     dir: PathBuf,
     keep: bool,
+    clock: fn() -> f64,
 }
 
 fn main() -> Result<()> {
@@ -48,6 +54,7 @@ fn arguments() -> Result<Arguments> {
         d_in: 768,
         dir: std::env::temp_dir().join("store_bench"),
         keep: false,
+        clock: wall_seconds,
     };
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
@@ -62,38 +69,54 @@ fn arguments() -> Result<Arguments> {
             "--d-in" => out.d_in = number(value()?)? as usize,
             "--dir" => out.dir = value()?.into(),
             "--keep" => out.keep = true,
+            "--cpu-time" => out.clock = cpu_seconds,
             other => return Err(Error::Invalid(format!("unknown argument {other}"))),
         }
     }
     Ok(out)
 }
 
+/// Seconds that have passed.
+fn wall_seconds() -> f64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+}
+
+/// Seconds that this thread has been running, from the scheduler.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+    nanoseconds.expect("--cpu-time needs /proc/thread-self/schedstat") as f64 / 1e9
+}
+
 /// Writes a store, reads it in order, and mixes it in pools of 1 GiB and of a quarter of the store.
 fn measure(arguments: &Arguments, dtype: ActDtype) -> Result<Vec<serde_json::Value>> {
     let dir = arguments.dir.join(dtype.to_string());
-    let started = Instant::now();
+    let started = (arguments.clock)();
     write(&dir, arguments, dtype)?;
-    let write = started.elapsed().as_secs_f64();
+    let write = (arguments.clock)() - started;
     let source = Activations::open(&dir, None)?;
     let (n, d_in) = (source.n_rows(), source.d_in());
     let gigabytes = n as f64 * d_in as f64 * dtype.size() as f64 / 1e9;
 
     let mut batch = vec![0.0; BATCH * d_in];
     let batches = n / BATCH as u64;
-    let started = Instant::now();
+    let started = (arguments.clock)();
     for i in 0..batches {
         source.read_rows(i * BATCH as u64..(i + 1) * BATCH as u64, &mut batch)?;
     }
-    let read = started.elapsed().as_secs_f64();
+    let read = (arguments.clock)() - started;
 
     let mut lines = Vec::new();
     for memory_bytes in [1 << 30, (gigabytes * 1e9 / 4.0) as u64] {
         let mut reader = source.mixed(0..n, &MixOptions { seed: 1, memory_bytes })?;
-        let (mut mixed, mut distinct) = (0.0, 0);
-        for _ in 0..batches {
-            let started = Instant::now();
+        let (mut mixed, mut fill, mut distinct) = (0.0, 0.0, 0);
+        for i in 0..batches {
+            let started = (arguments.clock)();
             reader.next_batch(&mut batch)?;
-            mixed += started.elapsed().as_secs_f64();
+            let took = (arguments.clock)() - started;
+            // The first batch fills the pool.
+            *(if i == 0 { &mut fill } else { &mut mixed }) += took;
             let context = |row: &[f32]| (row[0] as u64) << 10 | row[1] as u64;
             distinct += batch.chunks_exact(d_in).map(context).collect::<HashSet<_>>().len();
         }
@@ -111,7 +134,8 @@ fn measure(arguments: &Arguments, dtype: ActDtype) -> Result<Vec<serde_json::Val
         );
         lines.push(serde_json::json!({
             "dtype": dtype, "memory_bytes": memory_bytes, "gigabytes": gigabytes, "write_gb_s": rate(write),
-            "read_gb_s": rate(read), "mixed_gb_s": rate(mixed), "share_of_distinct_contexts": share,
+            "read_gb_s": rate(read), "mixed_gb_s": rate(mixed), "fill_seconds": fill,
+            "share_of_distinct_contexts": share,
         }));
     }
     if !(arguments.keep && dtype == ActDtype::F16) {

@@ -38,30 +38,35 @@ impl ActDtype {
     /// check first, see [`largest_magnitude`].
     pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
         out.reserve(values.len() * self.size());
+        // By blocks on the stack: the processor converts slices of halves, and whole blocks are appended as one copy.
+        let mut bytes = [0; 4 * BLOCK];
         match self {
             Self::F16 => {
                 let mut block = [f16::ZERO; BLOCK];
                 for values in values.chunks(BLOCK) {
-                    let block = &mut block[..values.len()];
-                    block.convert_from_f32_slice(values);
-                    out.extend(block.iter().flat_map(|v| v.to_le_bytes()));
+                    block[..values.len()].convert_from_f32_slice(values);
+                    for (b, v) in bytes.chunks_exact_mut(2).zip(&block[..values.len()]) {
+                        b.copy_from_slice(&v.to_le_bytes());
+                    }
+                    out.extend_from_slice(&bytes[..2 * values.len()]);
                 }
             }
             Self::Bf16 => {
                 let mut block = [bf16::ZERO; BLOCK];
                 for values in values.chunks(BLOCK) {
-                    let block = &mut block[..values.len()];
-                    block.convert_from_f32_slice(values);
-                    out.extend(block.iter().flat_map(|v| v.to_le_bytes()));
+                    block[..values.len()].convert_from_f32_slice(values);
+                    for (b, v) in bytes.chunks_exact_mut(2).zip(&block[..values.len()]) {
+                        b.copy_from_slice(&v.to_le_bytes());
+                    }
+                    out.extend_from_slice(&bytes[..2 * values.len()]);
                 }
             }
             Self::F32 => {
-                let mut block = [0; 4 * BLOCK];
                 for values in values.chunks(BLOCK) {
-                    for (b, v) in block.chunks_exact_mut(4).zip(values) {
+                    for (b, v) in bytes.chunks_exact_mut(4).zip(values) {
                         b.copy_from_slice(&v.to_le_bytes());
                     }
-                    out.extend_from_slice(&block[..4 * values.len()]);
+                    out.extend_from_slice(&bytes[..4 * values.len()]);
                 }
             }
         }

@@ -20,6 +20,7 @@
 mod attention;
 mod config;
 mod family;
+mod host;
 mod weights;
 
 use std::path::Path;
@@ -39,6 +40,8 @@ pub struct Transformer {
     config: ModelConfig,
     weights: Weights,
     device: Device,
+    /// Whether the steps between products run as loops over slices, see [`host`].
+    on_host: bool,
 }
 
 impl Transformer {
@@ -54,6 +57,7 @@ impl Transformer {
             config,
             weights,
             device: device.clone(),
+            on_host: *device == Device::flex(),
         })
     }
 
@@ -126,12 +130,12 @@ impl Transformer {
     /// The pass behind the embedding; `None` when it ended early.
     fn run(&self, x: Tensor<3>, pass: &mut Pass) -> Option<Tensor<3>> {
         let [_, seq, _] = x.dims();
-        let attention = Attention::new(&self.config, seq, &self.device);
+        let attention = Attention::new(&self.config, seq, &self.device, self.on_host);
         let mut x = pass.visit(HookPoint::Embed, x)?;
         for (layer, block) in self.weights.blocks.iter().enumerate() {
             x = self.block(layer, block, &attention, x, pass)?;
         }
-        let x = pass.visit(HookPoint::FinalNormalized, normalize(x, self.config.norm_eps))?;
+        let x = pass.visit(HookPoint::FinalNormalized, self.normalize(x))?;
         let x = x * self.weights.final_norm.clone().unsqueeze();
         let unembed = self.weights.unembed.as_ref().unwrap_or(&self.weights.embed);
         Some(product(x, unembed.clone().transpose()))
@@ -148,7 +152,7 @@ impl Transformer {
     ) -> Option<Tensor<3>> {
         let at = |site| HookPoint::Block(layer, site);
         let x = pass.visit(at(Site::ResidPre), x)?;
-        let normed = normalize(x.clone(), self.config.norm_eps) * w.attn_norm.clone().unsqueeze();
+        let normed = self.normalize(x.clone());
         let q = pass.visit(at(Site::AttnQ), product(normed.clone(), w.q.clone()))?;
         let k = pass.visit(at(Site::AttnK), product(normed.clone(), w.k.clone()))?;
         let v = pass.visit(at(Site::AttnV), product(normed, w.v.clone()))?;
@@ -156,16 +160,31 @@ impl Transformer {
         let out = pass.visit(at(Site::AttnOut), product(z, w.o.clone()))?;
         let x = pass.visit(at(Site::ResidMid), x + out)?;
 
-        let normed = normalize(x.clone(), self.config.norm_eps) * w.mlp_norm.clone().unsqueeze();
+        let normed = self.normalize(x.clone());
         let pre = pass.visit(at(Site::MlpPre), product(normed.clone(), w.gate.clone()))?;
-        let gate = match self.config.activation {
-            Activation::Silu => silu(pre),
-            Activation::Gelu => gelu(pre),
-            Activation::GeluTanh => gelu_approximate(pre),
-        };
-        let post = pass.visit(at(Site::MlpPost), gate * product(normed, w.up.clone()))?;
+        let post = pass.visit(at(Site::MlpPost), self.gate(pre, product(normed, w.up.clone())))?;
         let out = pass.visit(at(Site::MlpOut), product(post, w.down.clone()))?;
         pass.visit(at(Site::ResidPost), x + out)
+    }
+
+    /// `x / sqrt(mean(x^2) + eps)` over the last dimension (arXiv 1910.07467, eq. 4; the gain is in the matrices).
+    fn normalize(&self, x: Tensor<3>) -> Tensor<3> {
+        let eps = self.config.norm_eps;
+        if self.on_host {
+            return host::map(x, |values, d_model| host::normalize(values, d_model, eps as f32));
+        }
+        let mean_square = x.clone().square().mean_dim(2);
+        x / (mean_square + eps).sqrt()
+    }
+
+    /// `act(pre) * up`, elementwise.
+    fn gate(&self, pre: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
+        match self.config.activation {
+            Activation::Silu if self.on_host => host::zip(pre, up, host::gated_silu),
+            Activation::Silu => silu(pre) * up,
+            Activation::Gelu => gelu(pre) * up,
+            Activation::GeluTanh => gelu_approximate(pre) * up,
+        }
     }
 
     /// Flattens `tokens` and checks each id against the vocabulary.
@@ -240,12 +259,6 @@ impl Pass<'_> {
         self.done = self.until == Some(at);
         (!self.done).then_some(x)
     }
-}
-
-/// `x / sqrt(mean(x^2) + eps)` over the last dimension (arXiv 1910.07467, eq. 4, without the gain).
-fn normalize(x: Tensor<3>, eps: f64) -> Tensor<3> {
-    let mean_square = x.clone().square().mean_dim(2);
-    x / (mean_square + eps).sqrt()
 }
 
 /// `x: [batch, seq, d_in]`, `w: [d_in, d_out]` -> `[batch, seq, d_out]`

@@ -56,7 +56,14 @@ fn difference(reference: &SafeTensors, name: &str, x: Tensor<3>) -> f32 {
 }
 
 fn check(model: &Path, reference: &Path) {
-    let model = Transformer::load(model, &Device::Cpu.open().unwrap()).unwrap();
+    let device = Device::Cpu.open().unwrap();
+    check_on(&device, model, reference);
+    // Where gradients are tracked, the steps between products are burn's operations, as on a GPU.
+    check_on(&device.autodiff(), model, reference);
+}
+
+fn check_on(device: &burn::tensor::Device, model: &Path, reference: &Path) {
+    let model = Transformer::load(model, device).unwrap();
     let reference = SafeTensors::open(reference).unwrap();
     let hooks = hooks_of(model.config().n_layers);
     let mut record = Record::new(hooks.clone());

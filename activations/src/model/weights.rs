@@ -10,10 +10,9 @@ use super::family::{Family, Param};
 use crate::error::{Error, Result};
 use crate::safetensors_file::SafeTensors;
 
-/// Parameters of one block. Matrices are `[d_out, d_in]` transposed to `[d_in, d_out]` for `x W`.
+/// Parameters of one block. Matrices are `[d_out, d_in]` transposed to `[d_in, d_out]` for `x W`. The gain of a norm is
+/// folded into the matrices that read it, which are all that do: `(x * g) W = x (diag(g) W)`.
 pub(super) struct BlockWeights {
-    /// `[d_model]`
-    pub attn_norm: Tensor<1>,
     /// `[d_model, d_q]`
     pub q: Tensor<2>,
     /// `[d_model, d_kv]`
@@ -22,8 +21,6 @@ pub(super) struct BlockWeights {
     pub v: Tensor<2>,
     /// `[d_q, d_model]`
     pub o: Tensor<2>,
-    /// `[d_model]`
-    pub mlp_norm: Tensor<1>,
     /// `[d_model, d_mlp]`
     pub gate: Tensor<2>,
     /// `[d_model, d_mlp]`
@@ -60,16 +57,16 @@ pub(super) fn load(dir: &Path, family: &Family, config: &ModelConfig, device: &D
     let final_norm = loader.vector(Param::FinalNorm, d)?;
     let blocks = (0..config.n_layers)
         .map(|i| {
+            let attn_norm = loader.read(Param::AttnNorm(i), &[d])?;
+            let mlp_norm = loader.read(Param::MlpNorm(i), &[d])?;
             Ok(BlockWeights {
-                attn_norm: loader.vector(Param::AttnNorm(i), d)?,
-                q: loader.product(Param::Q(i), d_q, d)?,
-                k: loader.product(Param::K(i), d_kv, d)?,
-                v: loader.product(Param::V(i), d_kv, d)?,
-                o: loader.product(Param::O(i), d, d_q)?,
-                mlp_norm: loader.vector(Param::MlpNorm(i), d)?,
-                gate: loader.product(Param::Gate(i), mlp, d)?,
-                up: loader.product(Param::Up(i), mlp, d)?,
-                down: loader.product(Param::Down(i), d, mlp)?,
+                q: loader.product(Param::Q(i), d_q, d, Some(&attn_norm))?,
+                k: loader.product(Param::K(i), d_kv, d, Some(&attn_norm))?,
+                v: loader.product(Param::V(i), d_kv, d, Some(&attn_norm))?,
+                o: loader.product(Param::O(i), d, d_q, None)?,
+                gate: loader.product(Param::Gate(i), mlp, d, Some(&mlp_norm))?,
+                up: loader.product(Param::Up(i), mlp, d, Some(&mlp_norm))?,
+                down: loader.product(Param::Down(i), d, mlp, None)?,
             })
         })
         .collect::<Result<_>>()?;
@@ -141,9 +138,16 @@ impl Loader<'_> {
         Ok(Tensor::from_data(TensorData::new(values, [rows, columns]), self.device))
     }
 
-    /// A checkpoint's `[d_out, d_in]` as `[d_in, d_out]`.
-    fn product(&mut self, param: Param, d_out: usize, d_in: usize) -> Result<Tensor<2>> {
-        Ok(self.matrix(param, d_out, d_in)?.transpose())
+    /// A checkpoint's `[d_out, d_in]` as `[d_in, d_out]`, with the gain of the norm before it.
+    fn product(&mut self, param: Param, d_out: usize, d_in: usize, gain: Option<&[f32]>) -> Result<Tensor<2>> {
+        let mut values = self.read(param, &[d_out, d_in])?;
+        if let Some(gain) = gain {
+            for row in values.chunks_exact_mut(d_in) {
+                row.iter_mut().zip(gain).for_each(|(v, g)| *v *= g);
+            }
+        }
+        let matrix = Tensor::<2>::from_data(TensorData::new(values, [d_out, d_in]), self.device);
+        Ok(matrix.transpose())
     }
 
     /// A tensor that nothing claims means that the forward pass would leave out something the model does.

@@ -61,7 +61,8 @@ impl ShardWriter {
         let path = acts_path(dir, number);
         let temporary = atomic::temporary(&path);
         let file = File::create(&temporary).map_err(Error::io(&temporary))?;
-        let out = BufWriter::with_capacity(1 << 20, file);
+        // Far smaller than a page: pages go to the file without another copy.
+        let out = BufWriter::with_capacity(1 << 16, file);
         let properties = Arc::new(acts_properties(spec, number));
         let file = SerializedFileWriter::new(out, acts_schema(spec)?, properties).map_err(parquet_error(&temporary))?;
         let rows = spec.group_rows();

@@ -19,6 +19,7 @@ mod file;
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::card::{DictionaryCard, HeldOut};
+pub(crate) use self::file::read_finite;
 pub use self::file::{CARD, PARAMETERS};
 use crate::code::{HostCode, SparseCode, to_host};
 use crate::error::{Error, Result};

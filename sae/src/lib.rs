@@ -11,9 +11,11 @@ mod error;
 pub mod index;
 pub mod kernels;
 pub mod metrics;
+pub mod objective;
 pub mod optimizer;
 pub mod sparsifier;
 mod tensor_file;
+pub mod train;
 
 pub use code::{HostCode, SparseCode};
 pub use dictionary::{DictionaryCard, Sae};

@@ -26,7 +26,6 @@ pub(crate) enum Values<'a> {
     /// As F32.
     Vector(&'a Tensor<1>),
     /// As F32, read when it is written.
-    #[allow(dead_code)]
     Later {
         /// The dimensions.
         shape: Vec<usize>,

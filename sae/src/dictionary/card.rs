@@ -1,5 +1,6 @@
 //! What is known about a dictionary beside its parameters: `dictionary.json`.
 
+use activations::store::{CorpusRef, ModelRef};
 use serde::{Deserialize, Serialize};
 
 use crate::sparsifier::Sparsifier;
@@ -20,6 +21,12 @@ pub struct DictionaryCard {
     /// came without saying so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
+    /// The model, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelRef>,
+    /// The text, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<CorpusRef>,
     /// Activations seen in training, repetitions counted.
     pub trained_tokens: u64,
     /// Of the training run.

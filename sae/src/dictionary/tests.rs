@@ -32,6 +32,8 @@ fn card(sae: &Sae) -> DictionaryCard {
         d_sae: sae.d_sae(),
         sparsifier: sae.sparsifier,
         hook: Some("blocks.3.hook_resid_post".into()),
+        model: None,
+        corpus: None,
         trained_tokens: 123,
         seed: 7,
         held_out: Some(HeldOut {

@@ -1,0 +1,26 @@
+//! The auxiliary loss for dead latents (arXiv 2406.04093, appendix A.2): the best `k_aux` of them reconstruct what the
+//! living ones leave.
+//!
+//! `|residual - recon_aux|^2` summed over `d_in` and the batch, over the same sum for the residual about its mean. The
+//! residual is a target: no gradient flows into it. The auxiliary code decodes without `b_dec`. A few dead latents
+//! cannot explain much, so the value is scaled by `min(n_dead / full_at, 1)`.
+//!
+//! The gradient reaches the encoder because the code carries pre-activations that were not cut at zero
+//! ([`AuxSelection`](crate::kernels::AuxSelection)): cut, a dead latent would have none.
+
+use burn::tensor::Tensor;
+
+use super::Forward;
+use crate::kernels::decode;
+
+pub(super) fn value(pass: &Forward, full_at: usize) -> Option<Tensor<1>> {
+    let code = pass.selected.aux()?;
+    let [_, d_in] = pass.x.dims();
+    let residual = (pass.x.clone() - pass.recon.clone()).detach();
+    let about_mean = residual.clone() - residual.clone().mean_dim(0).expand([residual.dims()[0], d_in]);
+    // A perfect reconstruction leaves nothing to explain; the smallest number keeps 0 / 0 out of the loss.
+    let variance = (about_mean.clone() * about_mean).sum().clamp_min(f32::MIN_POSITIVE);
+    let error = residual - decode(code.indices, code.values, pass.w_dec.clone());
+    let scale = (pass.n_dead as f64 / full_at as f64).min(1.0);
+    Some((error.clone() * error).sum() / variance * scale)
+}

@@ -1,0 +1,237 @@
+//! A run's state on disk: `checkpoint/`, from which it goes on to the same bytes.
+//!
+//! `state.json` names the file that holds the tensors. A new checkpoint writes its tensors under a new name, then
+//! replaces `state.json`, then removes the old tensors: killed anywhere in between, there is one whole checkpoint.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use activations::atomic;
+use activations::safetensors_file::SafeTensors;
+use activations::source::MixState;
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::TrainPlan;
+use super::dead::Silence;
+use super::log::Lengths;
+use super::trainer::{Optimizer, Trainer};
+use crate::dictionary::{Sae, read_finite};
+use crate::error::{Error, Result};
+use crate::optimizer::Moments;
+use crate::tensor_file::{self, Entry, Values};
+
+/// The layout that this build writes and reads.
+const VERSION: u32 = 1;
+const STATE: &str = "state.json";
+
+/// Everything of a checkpoint that is not a tensor: `checkpoint/state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    version: u32,
+    /// Steps taken.
+    pub step: u64,
+    /// Where the reader is.
+    pub reader: MixState,
+    /// Lengths of the logs.
+    pub log: Lengths,
+    /// Wall-clock time of the loop so far.
+    pub seconds: f64,
+    /// Of the activations.
+    pub fingerprint: String,
+    /// Multiplies activations.
+    scale: f32,
+    /// Of the scaled activations.
+    variance: f64,
+    /// The file beside this one that holds the tensors.
+    tensors: String,
+}
+
+/// Writes the state of `trainer` into `dir`, which is created if it is missing.
+///
+/// # Errors
+/// [`Error::Invalid`] naming a parameter that is not finite: the checkpoint before stays; what the system says.
+pub fn save(
+    dir: &Path,
+    trainer: &Trainer,
+    reader: MixState,
+    log: Lengths,
+    seconds: f64,
+    fingerprint: &str,
+) -> Result<State> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let state = State {
+        version: VERSION,
+        step: trainer.steps_done(),
+        reader,
+        log,
+        seconds,
+        fingerprint: fingerprint.to_owned(),
+        scale: trainer.scale,
+        variance: trainer.variance,
+        tensors: format!("tensors-{:08}.safetensors", trainer.steps_done()),
+    };
+    let sae = trainer.inside();
+    let mut entries = vec![
+        Entry::new("w_enc", Values::Matrix(&sae.w_enc)),
+        Entry::new("b_enc", Values::Vector(&sae.b_enc)),
+        Entry::new("w_dec", Values::Matrix(&sae.w_dec)),
+        Entry::new("b_dec", Values::Vector(&sae.b_dec)),
+        Entry::new("silence", Values::Counts(trainer.silence.tokens())),
+    ];
+    let opt = &trainer.optimizer;
+    let (d_sae, d_in) = (sae.d_sae(), sae.d_in());
+    entries.extend(moments("w_enc", vec![d_sae, d_in], || opt.w_enc.read()));
+    entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
+    entries.extend(moments("w_dec", vec![d_sae, d_in], || opt.w_dec.read()));
+    entries.extend(moments("b_dec", vec![d_in], || opt.b_dec.read()));
+    tensor_file::write(&dir.join(&state.tensors), &entries)?;
+
+    let json = serde_json::to_vec_pretty(&state)
+        .map_err(|e| Error::Invalid(format!("the state of training does not serialise: {e}")))?;
+    atomic::write(&dir.join(STATE), &json)?;
+    remove_others(dir, &state.tensors)?;
+    Ok(state)
+}
+
+/// The two moments of a parameter, read only when they are written.
+fn moments<'a>(
+    name: &str,
+    shape: Vec<usize>,
+    read: impl Fn() -> Result<(Vec<f32>, Vec<f32>)> + Copy + 'a,
+) -> [Entry<'a>; 2] {
+    let mean = Values::Later {
+        shape: shape.clone(),
+        read: Box::new(move || Ok(read()?.0)),
+    };
+    let square = Values::Later {
+        shape,
+        read: Box::new(move || Ok(read()?.1)),
+    };
+    [
+        Entry::new(format!("{name}.mean"), mean),
+        Entry::new(format!("{name}.square"), square),
+    ]
+}
+
+/// Removes tensors that no state speaks of.
+fn remove_others(dir: &Path, keep: &str) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("tensors-") && name != keep {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The state of the checkpoint in `dir`, if there is one.
+///
+/// # Errors
+/// [`Error::BadFile`] when it is not one of this build.
+pub fn read_state(dir: &Path) -> Result<Option<State>> {
+    let path = dir.join(STATE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = fs::read(&path).map_err(Error::io(&path))?;
+    let bad = |problem: String| Error::bad_file(&path, problem);
+    let state: State = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not the state of a run: {e}")))?;
+    if state.version != VERSION {
+        return Err(bad(format!(
+            "has version {}, this build reads version {VERSION}",
+            state.version
+        )));
+    }
+    if Path::new(&state.tensors).components().count() != 1 {
+        return Err(bad(format!(
+            "names tensors {:?}, expected a plain file name",
+            state.tensors
+        )));
+    }
+    Ok(Some(state))
+}
+
+/// The trainer that `state`, of the checkpoint in `dir`, was saved from.
+///
+/// # Errors
+/// [`Error::BadFile`] naming the tensor that is missing, misshapen or not finite.
+pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> Result<Trainer> {
+    let path = dir.join(&state.tensors);
+    let from = Tensors {
+        file: SafeTensors::open(&path)?,
+        path,
+        device,
+    };
+    let (d_in, d_sae, steps) = (plan.d_in, plan.d_sae, state.step);
+    let sae = Sae {
+        w_enc: from.tensor("w_enc", [d_sae, d_in])?,
+        b_enc: from.tensor("b_enc", [d_sae])?,
+        w_dec: from.tensor("w_dec", [d_sae, d_in])?,
+        b_dec: from.tensor("b_dec", [d_in])?,
+        sparsifier: plan.config.sparsifier(),
+    };
+    let optimizer = Optimizer {
+        adam: plan.adam(),
+        w_enc: from.moments("w_enc", [d_sae, d_in], steps)?,
+        b_enc: from.moments("b_enc", [d_sae], steps)?,
+        w_dec: from.moments("w_dec", [d_sae, d_in], steps)?,
+        b_dec: from.moments("b_dec", [d_in], steps)?,
+    };
+    let counts = from.counts("silence", d_sae)?;
+    let silence = Silence::from_tokens(counts, plan.dead_after_tokens);
+    Ok(Trainer::new(
+        plan,
+        sae,
+        optimizer,
+        silence,
+        state.scale,
+        state.variance,
+        steps,
+    ))
+}
+
+/// The tensors of a checkpoint.
+struct Tensors<'a> {
+    file: SafeTensors,
+    path: PathBuf,
+    device: &'a Device,
+}
+
+impl Tensors<'_> {
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        match self.file.shape(name) {
+            Some(found) if found == shape => Ok(()),
+            Some(found) => Err(Error::bad_file(
+                &self.path,
+                format!("tensor {name} has shape {found:?}; this run's is {shape:?}"),
+            )),
+            None => Err(Error::bad_file(&self.path, format!("tensor {name} is missing"))),
+        }
+    }
+
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.check(name, shape)?;
+        read_finite(&self.file, &self.path, name)
+    }
+
+    fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        let values = self.values(name, &shape)?;
+        Ok(Tensor::from_data(TensorData::new(values, shape), self.device))
+    }
+
+    fn moments<const D: usize>(&self, name: &str, shape: [usize; D], steps: u64) -> Result<Moments<D>> {
+        let mean = self.values(&format!("{name}.mean"), &shape)?;
+        let square = self.values(&format!("{name}.square"), &shape)?;
+        Moments::from_host(shape, mean, square, steps, self.device)
+    }
+
+    fn counts(&self, name: &str, n: usize) -> Result<Vec<u64>> {
+        self.check(name, &[n])?;
+        let counts = self.file.read_i64(name)?.into_iter();
+        let negative = || Error::bad_file(&self.path, format!("tensor {name} counts below zero"));
+        counts.map(|n| u64::try_from(n).map_err(|_| negative())).collect()
+    }
+}

@@ -1,0 +1,268 @@
+//! What a run will do: the configuration with every gap filled from the activations, and what that takes.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::Instant;
+
+use activations::source::Activations;
+use burn::tensor::{Device, Tensor};
+
+use super::schedule::Schedule;
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::objective::Objective;
+use crate::optimizer::Adam;
+
+/// Most rows that are held out unless asked.
+const HELD_OUT_ROWS: u64 = 16_384;
+/// Fewest steps unless asked: below that nothing is learned.
+const STEPS: u64 = 1_000;
+/// Latents per dimension unless asked.
+const EXPANSION: usize = 8;
+/// Silence after which a latent is dead, however long the run (arXiv 2406.04093).
+const DEAD_AFTER_TOKENS: u64 = 10_000_000;
+/// What the sparse operations and the optimiser are assumed to move through memory in a second.
+const BYTES_PER_SECOND: f64 = 6e9;
+
+/// A run with nothing left open, and estimates of what it takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainPlan {
+    /// The configuration with every default filled in: what `run.toml` in the run's directory says.
+    pub config: RunConfig,
+    /// The name of the activations.
+    pub source: String,
+    /// Changes when the activations do.
+    pub fingerprint: String,
+    /// Width of an activation.
+    pub d_in: usize,
+    /// Number of latents.
+    pub d_sae: usize,
+    /// Rows to train on.
+    pub train_rows: Range<u64>,
+    /// Rows to measure on.
+    pub held_out_rows: Range<u64>,
+    /// Tokens a step.
+    pub batch: usize,
+    /// Steps.
+    pub steps: u64,
+    /// A latent silent for so many tokens is dead.
+    pub dead_after_tokens: u64,
+    /// Most latents of a token's auxiliary code.
+    pub aux_k: usize,
+    /// Steps between measurements.
+    pub eval_every: u64,
+    /// Steps between lines of the log.
+    pub log_every: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Bytes of the pool that mixes rows.
+    pub mix_memory_bytes: u64,
+    /// Bytes of memory: parameters, moments, gradients, batches, codes and the pool.
+    pub memory_bytes: u64,
+    /// Bytes on disk at the largest: two checkpoints while one replaces the other, and the dictionary.
+    pub disk_bytes: u64,
+    /// Seconds, if they were estimated: see [`plan`](super::plan).
+    pub seconds: Option<f64>,
+    pub(super) schedule: Schedule,
+}
+
+/// Opens the activations that `config` names.
+pub(super) fn open(config: &RunConfig) -> Result<Activations> {
+    config.validate()?;
+    let Some(path) = &config.data.acts else {
+        return Err(Error::config(
+            "data.acts",
+            "is missing: name a store's directory or a .npy file",
+        ));
+    };
+    Ok(Activations::open(path, config.data.hook.as_deref())?)
+}
+
+impl TrainPlan {
+    /// Fills in what `config` leaves open.
+    pub(super) fn new(config: &RunConfig, acts: &Activations) -> Result<Self> {
+        let mut config = config.clone();
+        let d_in = acts.d_in();
+        let (sae, train, data) = (&mut config.sae, &mut config.train, &mut config.data);
+        let d_sae = sae
+            .d_sae
+            .unwrap_or(sae.expansion.unwrap_or(EXPANSION).saturating_mul(d_in));
+        if d_sae > i32::MAX as usize {
+            return Err(Error::config(
+                "sae.expansion",
+                format!("makes {d_sae} latents, at most {}", i32::MAX),
+            ));
+        }
+        (sae.d_sae, sae.expansion) = (Some(d_sae), None);
+        data.hook = acts.origin().hook;
+        let held_out = *data
+            .held_out_rows
+            .get_or_insert((acts.n_rows() / 10).clamp(1, HELD_OUT_ROWS));
+        let split = acts.split(held_out)?;
+        let n_train = split.train.end - split.train.start;
+
+        let batch = *train.batch.get_or_insert(default_batch(n_train));
+        let steps = match (train.steps, train.tokens) {
+            (Some(steps), _) => steps,
+            (None, Some(tokens)) => tokens.div_ceil(batch as u64),
+            (None, None) => n_train.div_ceil(batch as u64).max(STEPS),
+        };
+        (train.steps, train.tokens) = (Some(steps), None);
+        let tokens = steps.saturating_mul(batch as u64);
+        let warmup_steps = *train.warmup_steps.get_or_insert(1000.min(steps / 20));
+        let dead_default = (tokens / 20).clamp(batch as u64, DEAD_AFTER_TOKENS);
+        let schedule = Schedule {
+            lr: *train.lr.get_or_insert(2e-4 / (d_sae as f64 / 16384.0).sqrt()),
+            steps,
+            warmup_steps,
+            decay_steps: (steps as f64 * train.decay_share) as u64,
+        };
+        let mut plan = Self {
+            source: acts.name(),
+            fingerprint: acts.origin().fingerprint,
+            d_in,
+            d_sae,
+            train_rows: split.train,
+            held_out_rows: split.held_out,
+            batch,
+            steps,
+            dead_after_tokens: *train.dead_after_tokens.get_or_insert(dead_default),
+            aux_k: *train.aux_k.get_or_insert((d_in / 2).max(1)),
+            eval_every: *train.eval_every.get_or_insert((steps / 20).max(1)),
+            log_every: *train.log_every.get_or_insert((steps / 200).max(1)),
+            checkpoint_every: *train.checkpoint_every.get_or_insert((steps / 10).max(1)),
+            mix_memory_bytes: data.mix_memory_mib.saturating_mul(1 << 20),
+            memory_bytes: 0,
+            disk_bytes: 0,
+            seconds: None,
+            schedule,
+            config,
+        };
+        plan.config.sparsifier().validate(d_sae)?;
+        plan.estimate_sizes(acts)?;
+        Ok(plan)
+    }
+
+    /// Tokens of the whole run.
+    pub fn tokens(&self) -> u64 {
+        self.steps.saturating_mul(self.batch as u64)
+    }
+
+    /// The device, without autodiff.
+    pub(super) fn device(&self) -> Result<Device> {
+        let device: activations::Device = self.config.train.device.parse()?;
+        Ok(device.open()?)
+    }
+
+    pub(super) fn adam(&self) -> Adam {
+        Adam {
+            beta_1: self.config.train.beta1,
+            beta_2: self.config.train.beta2,
+            ..Adam::default()
+        }
+    }
+
+    pub(super) fn objective(&self) -> Objective {
+        Objective::standard(self.config.train.aux_weight, (self.d_in / 2).max(1))
+    }
+
+    /// Values of all parameters.
+    fn parameters(&self) -> Option<u64> {
+        let matrix = (self.d_in as u64).checked_mul(self.d_sae as u64)?;
+        matrix.checked_mul(2)?.checked_add((self.d_in + self.d_sae) as u64)
+    }
+
+    fn estimate_sizes(&mut self, acts: &Activations) -> Result<()> {
+        let sizes = || {
+            let parameters = self.parameters()?.checked_mul(4)?;
+            let rows = (self.batch as u64).checked_mul(self.d_in as u64)?.checked_mul(4)?;
+            let slots = (self.config.sae.k + self.aux_k) as u64;
+            let codes = (self.batch as u64).checked_mul(slots)?.checked_mul(8)?;
+            let row_bytes = (self.d_in * acts.dtype().size()) as u64 + 16;
+            let data = acts.n_rows().checked_mul(row_bytes)?;
+            // Parameters, two moments, a gradient; about eight arrays of a batch's rows between reading and the
+            // gradient of the reconstruction; codes with their gradients.
+            let memory = parameters.checked_mul(4)?.checked_add(rows.checked_mul(8)?)?;
+            let memory = memory
+                .checked_add(codes.checked_mul(3)?)?
+                .checked_add(self.mix_memory_bytes.min(data))?;
+            // A checkpoint holds parameters and moments.
+            Some((memory, parameters.checked_mul(7)?))
+        };
+        let too_large = || Error::config("sae.d_sae", format!("{} is more than any machine holds", self.d_sae));
+        (self.memory_bytes, self.disk_bytes) = sizes().ok_or_else(too_large)?;
+        Ok(())
+    }
+
+    /// Adds an estimate of the time, from the rate of a product like the encoder's on the device.
+    pub(super) fn with_time(mut self) -> Result<Self> {
+        let device = self.device()?;
+        let (rows, latents) = (self.batch.min(512), self.d_sae.min(4096));
+        let x = Tensor::<2>::ones([rows, self.d_in], &device);
+        let w = Tensor::<2>::ones([latents, self.d_in], &device);
+        let multiply = || {
+            let product = x.clone().matmul(w.clone().transpose());
+            crate::code::to_host::<f32>(product.slice([0..1, 0..1]).try_into_data())
+        };
+        multiply()?;
+        let (clock, mut times) = (Instant::now(), 0);
+        while clock.elapsed().as_millis() < 40 {
+            multiply()?;
+            times += 1;
+        }
+        let flops = 2.0 * (rows * self.d_in * latents) as f64 * f64::from(times);
+        let rate = flops / clock.elapsed().as_secs_f64();
+        let per_token = 2.0 * self.d_in as f64 * self.d_sae as f64;
+        let dense = per_token * self.batch as f64 / rate;
+        // Decoding, both gradients of the decoder and the encoder's read a row a slot; the optimiser reads parameters,
+        // gradients and moments, and writes all but the gradients.
+        let sparse = 4.0 * 4.0 * (self.batch * self.config.sae.k * self.d_in) as f64;
+        let optimizer = 7.0 * 4.0 * self.parameters().unwrap_or(u64::MAX) as f64;
+        let step = dense + (sparse + optimizer) / BYTES_PER_SECOND;
+        let held_out = (self.held_out_rows.end - self.held_out_rows.start) as f64;
+        let measurement = held_out * per_token / rate;
+        let measurements = self.steps.div_ceil(self.eval_every) as f64;
+        self.seconds = Some(step * self.steps as f64 + measurement * measurements);
+        Ok(self)
+    }
+}
+
+/// 4,096 tokens, or the power of two that makes eight batches of fewer rows.
+fn default_batch(n_train: u64) -> usize {
+    let eighth = (n_train / 8).clamp(1, 4096);
+    1 << eighth.ilog2()
+}
+
+impl fmt::Display for TrainPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = |r: &Range<u64>| r.end - r.start;
+        let (train, held_out) = (rows(&self.train_rows), rows(&self.held_out_rows));
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let name = self.config.sparsifier().name();
+        writeln!(
+            f,
+            "{name} with d_sae {} on {} (d_in {})",
+            self.d_sae, self.source, self.d_in
+        )?;
+        writeln!(
+            f,
+            "{} steps of {} tokens, {:.1} passes over {train} rows; {held_out} rows are held out",
+            self.steps,
+            self.batch,
+            self.tokens() as f64 / train as f64
+        )?;
+        writeln!(f, "a latent is dead after {} silent tokens", self.dead_after_tokens)?;
+        write!(
+            f,
+            "about {} MiB of memory, {} MiB of disk",
+            mib(self.memory_bytes),
+            mib(self.disk_bytes)
+        )?;
+        match self.seconds {
+            Some(s) if s < 90.0 => write!(f, ", {s:.0} s"),
+            Some(s) if s < 5400.0 => write!(f, ", {:.0} min", s / 60.0),
+            Some(s) => write!(f, ", {:.1} h", s / 3600.0),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,405 @@
+use activations::source::Activations;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::dead::Silence;
+use super::schedule::Schedule;
+use super::trainer::{Optimizer, Trainer};
+use super::*;
+use crate::code::to_host;
+use crate::dictionary::Sae;
+use crate::objective::Objective;
+use crate::optimizer::{Adam, Moments};
+use crate::sparsifier::Sparsifier;
+
+const D_IN: usize = 5;
+const D_SAE: usize = 9;
+const BATCH: usize = 6;
+const AUX_WEIGHT: f64 = 0.25;
+const DEAD: [i32; 3] = [1, 4, 7];
+
+fn uniform(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
+}
+
+/// A trainer with random parameters everywhere: nothing is tied, zero or normalised.
+fn trainer(sparsifier: Sparsifier) -> Trainer {
+    let device = Device::flex();
+    let matrix = |seed| Tensor::from_data(TensorData::new(uniform(D_SAE * D_IN, seed), [D_SAE, D_IN]), &device);
+    let vector = |n, seed| Tensor::from_data(TensorData::new(uniform(n, seed), [n]), &device);
+    let tensor = |t: Tensor<2>| Tensor::from_inner(t).require_grad();
+    let b_enc: Tensor<1> = vector(D_SAE, 2);
+    let b_dec: Tensor<1> = vector(D_IN, 4);
+    Trainer {
+        sae: Sae {
+            w_enc: tensor(matrix(1)),
+            b_enc: Tensor::from_inner(b_enc).require_grad(),
+            w_dec: tensor(matrix(3)),
+            b_dec: Tensor::from_inner(b_dec).require_grad(),
+            sparsifier,
+        },
+        optimizer: Optimizer {
+            adam: Adam::default(),
+            w_enc: Moments::new([D_SAE, D_IN], &device),
+            b_enc: Moments::new([D_SAE], &device),
+            w_dec: Moments::new([D_SAE, D_IN], &device),
+            b_dec: Moments::new([D_IN], &device),
+        },
+        silence: Silence::new(D_SAE, 1000),
+        scale: 1.0,
+        variance: 1.7,
+        objective: Objective::standard(AUX_WEIGHT, D_IN),
+        schedule: Schedule {
+            lr: 1e-3,
+            steps: 10,
+            warmup_steps: 0,
+            decay_steps: 0,
+        },
+        aux_k: 2,
+        done: 0,
+    }
+}
+
+fn f64s<const D: usize>(t: &Tensor<D>) -> Vec<f64> {
+    let host = to_host::<f32>(t.clone().no_grad().try_into_data()).unwrap();
+    host.into_iter().map(f64::from).collect()
+}
+
+/// The whole objective in f64, dense and plain. What a gradient does not flow through is frozen: the supports of both
+/// codes, and the residual that the auxiliary code is to explain.
+struct Twin {
+    signed: bool,
+    x: Vec<f64>,
+    variance: f64,
+    /// w_enc, b_enc, w_dec, b_dec.
+    params: [Vec<f64>; 4],
+    main: Vec<Vec<usize>>,
+    aux: Vec<Vec<usize>>,
+    residual: Vec<f64>,
+}
+
+impl Twin {
+    fn new(trainer: &Trainer, x: &[f32]) -> Self {
+        let sae = &trainer.sae;
+        let mut twin = Self {
+            signed: sae.sparsifier.is_signed(),
+            x: x.iter().map(|&v| f64::from(v)).collect(),
+            variance: trainer.variance,
+            params: [f64s(&sae.w_enc), f64s(&sae.b_enc), f64s(&sae.w_dec), f64s(&sae.b_dec)],
+            main: Vec::new(),
+            aux: Vec::new(),
+            residual: Vec::new(),
+        };
+        for row in 0..BATCH {
+            let pre = twin.pre(row);
+            let best = |mut latents: Vec<usize>, score: &dyn Fn(f64) -> f64, k: usize| {
+                latents.sort_by(|&a, &b| score(pre[b]).total_cmp(&score(pre[a])));
+                latents.truncate(k);
+                latents
+            };
+            let main_score = |u: f64| if twin.signed { u.abs() } else { u.max(0.0) };
+            let aux_score = |u: f64| if twin.signed { u.abs() } else { u };
+            let main = best((0..D_SAE).collect(), &main_score, sae.sparsifier.slots());
+            let aux = best(DEAD.iter().map(|&i| i as usize).collect(), &aux_score, trainer.aux_k);
+            twin.main
+                .push(main.into_iter().filter(|&i| main_score(pre[i]) > 0.0).collect());
+            twin.aux.push(aux);
+        }
+        for row in 0..BATCH {
+            let recon = twin.recon(row);
+            twin.residual
+                .extend((0..D_IN).map(|j| twin.x[row * D_IN + j] - recon[j]));
+        }
+        twin
+    }
+
+    fn pre(&self, row: usize) -> Vec<f64> {
+        let [w_enc, b_enc, _, b_dec] = &self.params;
+        let centred: Vec<f64> = (0..D_IN).map(|j| self.x[row * D_IN + j] - b_dec[j]).collect();
+        (0..D_SAE)
+            .map(|i| b_enc[i] + (0..D_IN).map(|j| centred[j] * w_enc[i * D_IN + j]).sum::<f64>())
+            .collect()
+    }
+
+    fn decoded(&self, row: usize, support: &[usize]) -> Vec<f64> {
+        let pre = self.pre(row);
+        (0..D_IN)
+            .map(|j| support.iter().map(|&i| pre[i] * self.params[2][i * D_IN + j]).sum())
+            .collect()
+    }
+
+    fn recon(&self, row: usize) -> Vec<f64> {
+        let decoded = self.decoded(row, &self.main[row]);
+        decoded.iter().zip(&self.params[3]).map(|(d, b)| d + b).collect()
+    }
+
+    fn loss(&self) -> f64 {
+        let (mut mse, mut aux, mut spread) = (0.0, 0.0, 0.0);
+        for row in 0..BATCH {
+            let (recon, of_dead) = (self.recon(row), self.decoded(row, &self.aux[row]));
+            for j in 0..D_IN {
+                let residual = self.residual[row * D_IN + j];
+                let mean = (0..BATCH).map(|r| self.residual[r * D_IN + j]).sum::<f64>() / BATCH as f64;
+                mse += (self.x[row * D_IN + j] - recon[j]).powi(2);
+                aux += (residual - of_dead[j]).powi(2);
+                spread += (residual - mean).powi(2);
+            }
+        }
+        let scale = DEAD.len() as f64 / D_IN as f64;
+        mse / (BATCH as f64 * self.variance) + AUX_WEIGHT * scale * aux / spread
+    }
+}
+
+#[test]
+fn gradients_of_a_whole_step_agree_with_finite_differences() {
+    for sparsifier in [Sparsifier::top_k(3), Sparsifier::abs_top_k(4)] {
+        let trainer = trainer(sparsifier);
+        let x = uniform(BATCH * D_IN, 5);
+        let mut twin = Twin::new(&trainer, &x);
+        let device = Device::flex();
+        let pass = trainer.forward(Tensor::from_data(TensorData::new(x, [BATCH, D_IN]), &device), &DEAD);
+        let loss = trainer.objective.loss(&pass);
+        let (total, parts) = loss.read().unwrap();
+        assert_eq!(parts.len(), 2);
+        assert!((f64::from(total) - twin.loss()).abs() < 1e-5, "{total} {}", twin.loss());
+        drop(pass);
+        let gradients = trainer.gradients(loss);
+        let ours = [
+            f64s(&gradients.w_enc),
+            f64s(&gradients.b_enc),
+            f64s(&gradients.w_dec),
+            f64s(&gradients.b_dec),
+        ];
+        for (p, ours) in ours.iter().enumerate() {
+            assert!(ours.iter().any(|g| g.abs() > 1e-3));
+            for (i, g) in ours.iter().enumerate() {
+                let at = twin.params[p][i];
+                let mut shifted = |by: f64| {
+                    twin.params[p][i] = at + by;
+                    twin.loss()
+                };
+                let expected = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+                shifted(0.0);
+                assert!(
+                    (g - expected).abs() < 1e-4 * (1.0 + expected.abs()),
+                    "{p} {i}: {g} {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_auxiliary_loss_reaches_the_encoder_of_a_latent_below_zero() {
+    let mut trainer = trainer(Sparsifier::top_k(2));
+    // Latent 4 is far below zero on every token, as dead latents are.
+    let mut b_enc = vec![0.0f32; D_SAE];
+    b_enc[4] = -20.0;
+    let b_enc = Tensor::<1>::from_data(TensorData::new(b_enc, [D_SAE]), &Device::flex());
+    trainer.sae.b_enc = Tensor::from_inner(b_enc).require_grad();
+    let x = Tensor::from_data(
+        TensorData::new(uniform(BATCH * D_IN, 5), [BATCH, D_IN]),
+        &Device::flex(),
+    );
+    let of_latent_4 = |dead: &[i32]| {
+        let loss = trainer.objective.loss(&trainer.forward(x.clone(), dead));
+        let gradients = trainer.gradients(loss);
+        let row = |g: &Tensor<2>| f64s(g)[4 * D_IN..5 * D_IN].iter().map(|g| g.abs()).sum::<f64>();
+        (row(&gradients.w_enc), f64s(&gradients.b_enc)[4], row(&gradients.w_dec))
+    };
+    assert_eq!(of_latent_4(&[]), (0.0, 0.0, 0.0));
+    let (w_enc, b_enc, w_dec) = of_latent_4(&[4]);
+    assert!(
+        w_enc > 1e-3 && b_enc.abs() > 1e-3 && w_dec > 1e-3,
+        "{w_enc} {b_enc} {w_dec}"
+    );
+}
+
+#[test]
+fn a_step_whose_loss_is_not_finite_changes_nothing() {
+    let mut trainer = trainer(Sparsifier::top_k(2));
+    let before = f64s(&trainer.sae.w_enc);
+    let mut x = uniform(BATCH * D_IN, 5);
+    x[3] = f32::INFINITY;
+    let step = trainer.step(x).unwrap();
+    assert!(!step.loss.is_finite());
+    assert_eq!((step.number, trainer.steps_done()), (1, 0));
+    assert_eq!(f64s(&trainer.sae.w_enc), before);
+    let step = trainer.step(uniform(BATCH * D_IN, 5)).unwrap();
+    assert!(step.loss.is_finite());
+    assert_ne!(f64s(&trainer.sae.w_enc), before);
+}
+
+#[test]
+fn steps_keep_the_decoders_rows_at_length_one() {
+    let mut trainer = trainer(Sparsifier::abs_top_k(3));
+    for seed in 0..5 {
+        trainer.step(uniform(BATCH * D_IN, seed)).unwrap();
+    }
+    for row in f64s(&trainer.sae.w_dec).chunks(D_IN) {
+        assert!((row.iter().map(|v| v * v).sum::<f64>() - 1.0).abs() < 1e-5);
+    }
+}
+
+/// A `.npy` of `rows: [n, d_in]`.
+fn npy(dir: &std::path::Path, rows: &[f32], d_in: usize) -> std::path::PathBuf {
+    let mut header = format!(
+        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {d_in}), }}",
+        rows.len() / d_in
+    );
+    while !(header.len() + 11).is_multiple_of(64) {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(rows.iter().flat_map(|v| v.to_le_bytes()));
+    let path = dir.join("acts.npy");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// A plan for `rows` with the last 40 held out.
+fn plan_of(path: &std::path::Path) -> (TrainPlan, Activations) {
+    let sets = [
+        ("sae.d_sae", "9"),
+        ("sae.k", "2"),
+        ("data.held_out_rows", "40"),
+        ("train.batch", "8"),
+    ];
+    let sets: Vec<_> = sets.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let mut config = RunConfig::from_toml("", &sets).unwrap();
+    config.data.acts = Some(path.to_owned());
+    let acts = plan::open(&config).unwrap();
+    (TrainPlan::new(&config, &acts).unwrap(), acts)
+}
+
+#[test]
+fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
+    let dir = tempfile::tempdir().unwrap();
+    // A large mean must cost no digits.
+    let rows: Vec<f32> = uniform(200 * D_IN, 3).iter().map(|v| v + 100.0).collect();
+    let (plan, acts) = plan_of(&npy(dir.path(), &rows, D_IN));
+    assert_eq!(plan.held_out_rows, 160..200);
+    let device = Device::flex();
+    let mean: Vec<f32> = (0..D_IN)
+        .map(|j| {
+            (rows[160 * D_IN..]
+                .iter()
+                .skip(j)
+                .step_by(D_IN)
+                .map(|&v| f64::from(v))
+                .sum::<f64>()
+                / 40.0) as f32
+        })
+        .collect();
+    let sae = Sae {
+        w_enc: Tensor::zeros([9, D_IN], &device),
+        b_enc: Tensor::zeros([9], &device),
+        w_dec: Tensor::ones([9, D_IN], &device),
+        b_dec: Tensor::from_data(TensorData::new(mean, [D_IN]), &device),
+        sparsifier: Sparsifier::top_k(2),
+    };
+    let measured = evaluate::held_out(&sae, &acts, &plan).unwrap();
+    assert!((measured.fvu - 1.0).abs() < 1e-5, "{}", measured.fvu);
+    assert_eq!((measured.rows, measured.l0, measured.dead_share), (40, 0.0, 1.0));
+}
+
+#[test]
+fn a_run_starts_from_unit_rows_tied_weights_and_inputs_of_mean_square_d_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows: Vec<f32> = uniform(200 * D_IN, 3).iter().map(|v| 40.0 * v + 7.0).collect();
+    let (plan, acts) = plan_of(&npy(dir.path(), &rows, D_IN));
+    let trainer = Trainer::start(&plan, &acts, &Device::flex()).unwrap();
+    let (w_enc, w_dec) = (f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec));
+    assert_eq!(w_enc, w_dec);
+    assert!(
+        w_dec
+            .chunks(D_IN)
+            .all(|row| (row.iter().map(|v| v * v).sum::<f64>() - 1.0).abs() < 1e-6)
+    );
+    let scale = f64::from(trainer.scale);
+    let train: Vec<f64> = rows[..160 * D_IN].iter().map(|&v| f64::from(v) * scale).collect();
+    let square = train.iter().map(|v| v * v).sum::<f64>() / 160.0;
+    assert!((square - D_IN as f64).abs() < 1e-4, "{square}");
+    // b_dec is the mean, so that reconstructing nothing has the variance as its error, and a loss of one.
+    let b_dec = f64s(&trainer.sae.b_dec);
+    let about = train
+        .chunks(D_IN)
+        .flat_map(|r| r.iter().zip(&b_dec).map(|(v, b)| (v - b).powi(2)));
+    assert!((about.sum::<f64>() / 160.0 - trainer.variance).abs() < 1e-4);
+    // In raw units b_dec is the mean of the raw rows, near 7.
+    assert!(f64s(&trainer.dictionary().b_dec).iter().all(|b| (b - 7.0).abs() < 10.0));
+}
+
+/// Three of twenty directions with coefficients between 1 and 2. `[n, 12]`
+fn sparse_rows(n: usize) -> Vec<f32> {
+    let directions = start::random_directions(20, 12, 1);
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut rows = vec![0.0; n * 12];
+    for row in rows.chunks_mut(12) {
+        for _ in 0..3 {
+            let (d, c) = (rng.random_range(0..20), rng.random_range(1.0f32..2.0));
+            row.iter_mut().zip(&directions[d * 12..]).for_each(|(v, d)| *v += c * d);
+        }
+    }
+    rows
+}
+
+#[test]
+fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = npy(dir.path(), &sparse_rows(2000), 12);
+    let revived = |method: &str, aux_weight: &str| {
+        let sets = [
+            ("sae.d_sae", "40"),
+            ("sae.k", "3"),
+            ("sae.method", method),
+            ("train.batch", "64"),
+            ("train.steps", "300"),
+            ("train.lr", "1e-2"),
+            ("train.dead_after_tokens", "640"),
+            ("train.aux_weight", aux_weight),
+        ];
+        let sets: Vec<_> = sets.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let mut config = RunConfig::from_toml("", &sets).unwrap();
+        config.data.acts = Some(path.clone());
+        let acts = plan::open(&config).unwrap();
+        let plan = TrainPlan::new(&config, &acts).unwrap();
+        let mut trainer = Trainer::start(&plan, &acts, &Device::flex()).unwrap();
+        // All but ten latents read next to nothing: they have been dead for long, and are too few to explain the data.
+        let mut w_enc: Vec<f32> = f64s(&trainer.sae.w_enc).iter().map(|&v| v as f32).collect();
+        w_enc[10 * 12..].iter_mut().for_each(|v| *v *= 1e-3);
+        let w_enc = Tensor::<2>::from_data(TensorData::new(w_enc, [40, 12]), &Device::flex());
+        trainer.sae.w_enc = Tensor::from_inner(w_enc).require_grad();
+        let silent = (0..40).map(|i| if i < 10 { 0 } else { 10_000 }).collect();
+        trainer.silence = Silence::from_tokens(silent, plan.dead_after_tokens);
+        assert_eq!(trainer.silence.dead().len(), 30);
+        let mut reader = acts
+            .mixed(
+                plan.train_rows.clone(),
+                &MixOptions {
+                    seed: 0,
+                    memory_bytes: 1 << 20,
+                },
+            )
+            .unwrap();
+        for _ in 0..plan.steps {
+            let mut x = vec![0.0; 64 * 12];
+            reader.next_batch(&mut x).unwrap();
+            trainer.step(x).unwrap();
+        }
+        30 - trainer.silence.dead().iter().filter(|&&i| i >= 10).count()
+    };
+    for method in ["topk", "abs_topk"] {
+        let (without, with) = (revived(method, "0"), revived(method, "0.03125"));
+        println!("{method}: {without} {with}");
+        assert!(
+            without <= 6 && with >= 18,
+            "{method}: {without} revive without the loss, {with} with it"
+        );
+    }
+}

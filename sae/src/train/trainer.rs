@@ -1,0 +1,253 @@
+//! What the loop carries from step to step, and what a step does.
+
+use activations::source::Activations;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::TrainPlan;
+use super::dead::Silence;
+use super::schedule::Schedule;
+use super::start::{Statistics, random_directions};
+use crate::dictionary::Sae;
+use crate::error::Result;
+use crate::kernels::{AuxSelection, decode, encode};
+use crate::objective::{Forward, Loss, Objective};
+use crate::optimizer::{Adam, Constraint, Moments};
+
+/// Adam's state of every parameter.
+pub struct Optimizer {
+    pub adam: Adam,
+    pub w_enc: Moments<2>,
+    pub b_enc: Moments<1>,
+    pub w_dec: Moments<2>,
+    pub b_dec: Moments<1>,
+}
+
+/// A dictionary in training. It sees activations times `scale`; [`Trainer::dictionary`] folds that back out.
+pub struct Trainer {
+    /// On the autodiff device, requiring gradients, for scaled activations.
+    pub sae: Sae,
+    pub optimizer: Optimizer,
+    pub silence: Silence,
+    /// Multiplies activations so that `E|x|^2 = d_in`.
+    pub scale: f32,
+    /// Of the scaled activations, see [`Forward::variance`].
+    pub variance: f64,
+    pub objective: Objective,
+    pub schedule: Schedule,
+    /// Most latents of the auxiliary code.
+    pub aux_k: usize,
+    /// Steps taken.
+    pub done: u64,
+}
+
+/// What happened in a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Counted from 1.
+    pub number: u64,
+    pub lr: f64,
+    /// Not finite: training has diverged, and the parameters are those before the step.
+    pub loss: f32,
+    /// Named parts of the loss before weighting.
+    pub parts: Vec<(&'static str, f32)>,
+    /// Mean over the batch of the latents that fired.
+    pub l0: f32,
+    /// Share of latents that are dead: silent for `dead_after_tokens`.
+    pub dead_share: f32,
+}
+
+/// Gradients of the loss, shaped as the parameters.
+pub struct Gradients {
+    pub w_enc: Tensor<2>,
+    pub b_enc: Tensor<1>,
+    pub w_dec: Tensor<2>,
+    pub b_dec: Tensor<1>,
+}
+
+impl Trainer {
+    /// The state before the first step: a random decoder with unit rows, the encoder its transpose, `b_dec` the middle
+    /// of the data.
+    ///
+    /// # Errors
+    /// What reading a first sample gives.
+    pub fn start(plan: &TrainPlan, acts: &Activations, device: &Device) -> Result<Self> {
+        let config = &plan.config.train;
+        let statistics = Statistics::measure(acts, plan.train_rows.clone(), config.b_dec_init)?;
+        let (d_in, d_sae) = (plan.d_in, plan.d_sae);
+        let directions = random_directions(d_sae, d_in, config.seed);
+        // Two buffers: each is updated in place.
+        let matrix = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
+        let sae = Sae {
+            w_enc: matrix(directions.clone()),
+            b_enc: Tensor::zeros([d_sae], device),
+            w_dec: matrix(directions),
+            b_dec: Tensor::from_data(TensorData::new(statistics.middle, [d_in]), device),
+            sparsifier: plan.config.sparsifier(),
+        };
+        let optimizer = Optimizer {
+            adam: plan.adam(),
+            w_enc: Moments::new([d_sae, d_in], device),
+            b_enc: Moments::new([d_sae], device),
+            w_dec: Moments::new([d_sae, d_in], device),
+            b_dec: Moments::new([d_in], device),
+        };
+        let silence = Silence::new(d_sae, plan.dead_after_tokens);
+        Ok(Self::new(
+            plan,
+            sae,
+            optimizer,
+            silence,
+            statistics.scale,
+            statistics.variance,
+            0,
+        ))
+    }
+
+    /// A state of the loop of `plan` from its parts. `sae` is on a plain device.
+    pub fn new(
+        plan: &TrainPlan,
+        sae: Sae,
+        optimizer: Optimizer,
+        silence: Silence,
+        scale: f32,
+        variance: f64,
+        done: u64,
+    ) -> Self {
+        Self {
+            sae: Sae {
+                w_enc: Tensor::from_inner(sae.w_enc).require_grad(),
+                b_enc: Tensor::from_inner(sae.b_enc).require_grad(),
+                w_dec: Tensor::from_inner(sae.w_dec).require_grad(),
+                b_dec: Tensor::from_inner(sae.b_dec).require_grad(),
+                sparsifier: sae.sparsifier,
+            },
+            optimizer,
+            silence,
+            scale,
+            variance,
+            objective: plan.objective(),
+            schedule: plan.schedule,
+            aux_k: plan.aux_k,
+            done,
+        }
+    }
+
+    /// Steps taken.
+    pub fn steps_done(&self) -> u64 {
+        self.done
+    }
+
+    /// The dictionary as it is now, for raw activations, without gradients.
+    pub fn dictionary(&self) -> Sae {
+        self.inside().fold_input_scale(self.scale)
+    }
+
+    /// The dictionary as it is now, for scaled activations, without gradients.
+    pub fn inside(&self) -> Sae {
+        Sae {
+            w_enc: self.sae.w_enc.clone().no_grad(),
+            b_enc: self.sae.b_enc.clone().no_grad(),
+            w_dec: self.sae.w_dec.clone().no_grad(),
+            b_dec: self.sae.b_dec.clone().no_grad(),
+            sparsifier: self.sae.sparsifier,
+        }
+    }
+
+    /// One step on `x`, the rows of a batch of raw activations one behind the other.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn step(&mut self, x: Vec<f32>) -> Result<Step> {
+        let d_in = self.sae.d_in();
+        let batch = x.len() / d_in;
+        let device = self.sae.device().inner();
+        let x = Tensor::from_data(TensorData::new(x, [batch, d_in]), &device) * self.scale;
+        let dead = self.silence.dead();
+
+        let pass = self.forward(x, &dead);
+        let loss = self.objective.loss(&pass);
+        // Here the host waits for the device.
+        let (total, parts) = loss.read()?;
+        let code = pass.selected.main().to_host()?;
+        drop(pass);
+        let lr = self.schedule.at(self.done);
+        if total.is_finite() {
+            let gradients = self.gradients(loss);
+            self.update(gradients, lr);
+            self.silence.add(&code);
+            self.done += 1;
+        }
+        let active = code.values.iter().filter(|&&v| v != 0.0).count();
+        let number = self.done + u64::from(!total.is_finite());
+        Ok(Step {
+            number,
+            lr,
+            loss: total,
+            parts,
+            l0: active as f32 / batch as f32,
+            dead_share: dead.len() as f32 / self.sae.d_sae() as f32,
+        })
+    }
+
+    /// Encodes, selects and reconstructs `x: [batch, d_in]`, scaled activations on the plain device; the latents `dead`
+    /// get an auxiliary code.
+    pub fn forward(&self, x: Tensor<2>, dead: &[i32]) -> Forward {
+        let sae = &self.sae;
+        let candidates = || Tensor::from_data(TensorData::new(dead.to_vec(), [dead.len()]), &sae.device());
+        let aux = (!dead.is_empty() && self.aux_k > 0).then(|| AuxSelection {
+            score: sae.sparsifier.score,
+            k: self.aux_k,
+            candidates: candidates(),
+        });
+        // Not tracked: the gradient that b_dec gets through the encoder is added in `gradients`.
+        let centred = x.clone() - sae.b_dec.clone().no_grad().unsqueeze();
+        let selection = sae.sparsifier.selection();
+        let selected = encode(centred, sae.w_enc.clone(), sae.b_enc.clone(), selection, aux);
+        let main = selected.main();
+        let recon = decode(main.indices, main.values, sae.w_dec.clone()) + sae.b_dec.clone().unsqueeze();
+        Forward {
+            x: Tensor::from_inner(x),
+            recon,
+            selected,
+            w_dec: sae.w_dec.clone(),
+            n_dead: dead.len(),
+            variance: self.variance,
+        }
+    }
+
+    /// The gradients of a loss. Consumes its graph, so that parameters are not shared any more.
+    pub fn gradients(&self, loss: Loss) -> Gradients {
+        let sae = &self.sae;
+        let mut grads = loss.total.backward();
+        drop(loss);
+        let b_enc = gradient(&sae.b_enc, &mut grads);
+        // The encoder sees x - b_dec, so whatever moves pre by g through b_enc moves it by -g w_enc through b_dec: one
+        // product with a vector instead of the gradient of every row of x.
+        let through_encoder = b_enc.clone().unsqueeze::<2>().matmul(sae.w_enc.clone().no_grad());
+        Gradients {
+            w_enc: gradient(&sae.w_enc, &mut grads),
+            b_enc,
+            w_dec: gradient(&sae.w_dec, &mut grads),
+            b_dec: gradient(&sae.b_dec, &mut grads) - through_encoder.reshape([sae.d_in()]),
+        }
+    }
+
+    /// Adam on every parameter, in place; the decoder keeps unit rows.
+    fn update(&mut self, gradients: Gradients, lr: f64) {
+        let (sae, opt) = (&mut self.sae, &mut self.optimizer);
+        let adam = opt.adam;
+        let free = Constraint::Free;
+        sae.w_enc = adam.step(sae.w_enc.extract(), gradients.w_enc, &mut opt.w_enc, lr, 1.0, free);
+        sae.b_enc = adam.step(sae.b_enc.extract(), gradients.b_enc, &mut opt.b_enc, lr, 1.0, free);
+        let unit = Constraint::UnitRows;
+        sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, 1.0, unit);
+        sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, 1.0, free);
+    }
+}
+
+/// The gradient of a leaf; zeros where nothing depended on it.
+fn gradient<const D: usize>(param: &Tensor<D>, grads: &mut burn::tensor::Gradients) -> Tensor<D> {
+    param
+        .grad_remove(grads)
+        .unwrap_or_else(|| param.clone().no_grad().zeros_like())
+}

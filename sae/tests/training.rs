@@ -1,0 +1,402 @@
+//! Training runs end to end on synthetic activations: what they learn, and how they stop, resume and refuse.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use activations::{Outcome, Progress, Silent, Stop};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sae::Sae;
+use sae::config::RunConfig;
+use sae::train::{self, RunSummary};
+
+const D_IN: usize = 24;
+const N_TRUE: usize = 40;
+const ACTIVE: usize = 3;
+const ROWS: usize = 6000;
+
+/// Sums of three of forty random directions with coefficients between 1 and 2, of either sign if `signed`, about a
+/// mean, in units far from 1. `[ROWS, D_IN]`
+fn sparse_rows(signed: bool) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(17);
+    let mut uniform = |low: f32, high: f32| rng.random_range(low..high);
+    let mut directions: Vec<f32> = (0..N_TRUE * D_IN).map(|_| uniform(-1.0, 1.0)).collect();
+    for d in directions.chunks_mut(D_IN) {
+        let length = d.iter().map(|v| v * v).sum::<f32>().sqrt();
+        d.iter_mut().for_each(|v| *v /= length);
+    }
+    let mean: Vec<f32> = (0..D_IN).map(|_| uniform(-0.5, 0.5)).collect();
+    let mut rows = Vec::with_capacity(ROWS * D_IN);
+    for _ in 0..ROWS {
+        let mut row = mean.clone();
+        for _ in 0..ACTIVE {
+            let d = uniform(0.0, N_TRUE as f32) as usize % N_TRUE;
+            let sign = if signed && uniform(0.0, 1.0) < 0.5 { -1.0 } else { 1.0 };
+            let c = sign * uniform(1.0, 2.0);
+            row.iter_mut()
+                .zip(&directions[d * D_IN..])
+                .for_each(|(v, d)| *v += c * d);
+        }
+        rows.extend(row.iter().map(|v| 30.0 * v));
+    }
+    rows
+}
+
+/// Writes `rows: [n, d_in]` as a `.npy`.
+fn npy(path: &Path, rows: &[f32], d_in: usize) -> PathBuf {
+    let shape = format!("({}, {d_in})", rows.len() / d_in);
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+    while !(header.len() + 11).is_multiple_of(64) {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(rows.iter().flat_map(|v| v.to_le_bytes()));
+    fs::write(path, bytes).unwrap();
+    path.to_owned()
+}
+
+/// A directory with the synthetic rows.
+struct Place {
+    dir: tempfile::TempDir,
+    acts: PathBuf,
+}
+
+impl Place {
+    fn new(signed: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let acts = npy(&dir.path().join("acts.npy"), &sparse_rows(signed), D_IN);
+        Self { dir, acts }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self, sets: &[(&str, &str)]) -> RunConfig {
+        let acts = format!("{:?}", self.acts.display().to_string());
+        let own = [
+            ("data.acts", acts.as_str()),
+            ("sae.d_sae", "96"),
+            ("sae.k", "3"),
+            ("train.batch", "128"),
+        ];
+        let sets = own.iter().chain(sets).map(|&(k, v)| (k.to_owned(), v.to_owned()));
+        RunConfig::from_toml("", &sets.collect::<Vec<_>>()).unwrap()
+    }
+
+    /// Trains to the end.
+    fn run(&self, sets: &[(&str, &str)], name: &str, resume: bool) -> sae::Result<RunSummary> {
+        let (outcome, summary) = train::run(&self.config(sets), &self.out(name), resume, &Silent, &Stop::new())?;
+        assert_eq!(outcome, Outcome::Finished);
+        Ok(summary.expect("a finished run has a summary"))
+    }
+}
+
+/// What of a run must not depend on how it came about.
+fn results(dir: &Path) -> Vec<Vec<u8>> {
+    let names = [
+        "metrics.jsonl",
+        "dictionary.safetensors",
+        "dictionary.json",
+        "run.toml",
+        "curves.svg",
+    ];
+    names.map(|name| fs::read(dir.join(name)).unwrap()).to_vec()
+}
+
+/// Stops, or dies, at a batch.
+struct Interrupt {
+    batches: AtomicU64,
+    at: u64,
+    stop: Option<Stop>,
+}
+
+impl Interrupt {
+    fn new(at: u64, stop: Option<Stop>) -> Self {
+        let batches = AtomicU64::new(0);
+        Self { batches, at, stop }
+    }
+}
+
+impl Progress for Interrupt {
+    fn advance(&self, n: u64) {
+        // Resumed runs begin by reporting what is done.
+        if n == 128 && self.batches.fetch_add(1, Ordering::SeqCst) + 1 == self.at {
+            match &self.stop {
+                Some(stop) => stop.request(),
+                None => std::panic::resume_unwind(Box::new("killed")),
+            }
+        }
+    }
+}
+
+#[test]
+fn topk_recovers_sparse_data() {
+    let place = Place::new(false);
+    let summary = place
+        .run(&[("train.steps", "600"), ("train.lr", "3e-3")], "run", false)
+        .unwrap();
+    assert_eq!(summary.held_out.rows, 600);
+    assert!(summary.held_out.fvu < 0.15, "{summary:?}");
+    assert!(summary.held_out.l0 > 2.5 && summary.held_out.l0 <= 3.0, "{summary:?}");
+    // What is saved is what was measured, in the units of the activations.
+    let (sae, card) = Sae::load(&place.out("run"), &activations::Device::Cpu.open().unwrap()).unwrap();
+    assert_eq!(card.held_out, Some(summary.held_out));
+    let x = &sparse_rows(false)[(ROWS - 600) * D_IN..];
+    let mut quality = sae::metrics::Quality::new(D_IN);
+    quality.add(x, &sae.decode_rows(&sae.encode_rows(x).unwrap()).unwrap());
+    assert!((quality.fvu().unwrap() - summary.held_out.fvu).abs() < 1e-9);
+}
+
+#[test]
+fn abs_topk_recovers_signed_data_that_topk_of_the_same_width_does_not() {
+    let place = Place::new(true);
+    let sets = |method| {
+        [
+            ("sae.method", method),
+            ("sae.d_sae", "48"),
+            ("train.steps", "600"),
+            ("train.lr", "3e-3"),
+        ]
+    };
+    let signed = place.run(&sets("abs_topk"), "signed", false).unwrap();
+    let positive = place.run(&sets("topk"), "positive", false).unwrap();
+    assert!(signed.held_out.fvu < 0.15, "{signed:?}");
+    assert!(
+        signed.held_out.fvu < 0.7 * positive.held_out.fvu,
+        "{signed:?} {positive:?}"
+    );
+    // Both poles are used: some latent fires with either sign.
+    let (sae, _) = Sae::load(&place.out("signed"), &activations::Device::Cpu.open().unwrap()).unwrap();
+    let code = sae.encode_rows(&sparse_rows(true)[..1000 * D_IN]).unwrap();
+    let fires = |latent: usize, sign: f32| {
+        code.indices
+            .iter()
+            .zip(&code.values)
+            .any(|(&i, &v)| i as usize == latent && v * sign > 0.0)
+    };
+    assert!((0..48).filter(|&i| fires(i, 1.0) && fires(i, -1.0)).count() > 20);
+}
+
+#[test]
+fn a_run_that_was_stopped_resumes_to_the_same_bytes() {
+    let place = Place::new(false);
+    for (method, at) in [("topk", 37), ("abs_topk", 8)] {
+        let sets = [
+            ("sae.method", method),
+            ("train.steps", "60"),
+            ("train.log_every", "3"),
+            ("train.eval_every", "20"),
+            ("train.dead_after_tokens", "500"),
+        ];
+        let whole = format!("{method}-whole");
+        place.run(&sets, &whole, false).unwrap();
+        let out = place.out(&format!("{method}-stopped"));
+        let stop = Stop::new();
+        let interrupt = Interrupt::new(at, Some(stop.clone()));
+        let (outcome, summary) = train::run(&place.config(&sets), &out, false, &interrupt, &stop).unwrap();
+        assert_eq!((outcome, summary), (Outcome::Stopped, None));
+        assert!(!out.join("dictionary.json").exists());
+        let absent = Sae::load(&out, &activations::Device::Cpu.open().unwrap()).unwrap_err();
+        assert!(absent.to_string().contains("--resume"), "{absent}");
+        place.run(&sets, &format!("{method}-stopped"), true).unwrap();
+        assert!(results(&out) == results(&place.out(&whole)), "{method}");
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_resumes_from_its_checkpoint_to_the_same_bytes() {
+    let place = Place::new(false);
+    let sets = [
+        ("train.steps", "50"),
+        ("train.log_every", "2"),
+        ("train.eval_every", "10"),
+        ("train.checkpoint_every", "20"),
+    ];
+    place.run(&sets, "whole", false).unwrap();
+    // Before the first checkpoint, behind it, and behind the last.
+    for at in [7, 33, 49] {
+        let out = place.out(&format!("killed-{at}"));
+        let kill = || {
+            train::run(
+                &place.config(&sets),
+                &out,
+                false,
+                &Interrupt::new(at, None),
+                &Stop::new(),
+            )
+        };
+        assert!(catch_unwind(AssertUnwindSafe(kill)).is_err());
+        let log = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        assert_eq!(
+            log.lines().count() as u64,
+            (at - 1) / 2,
+            "lines behind the checkpoint are there to be cut"
+        );
+        // A line that was being written.
+        fs::write(out.join("metrics.jsonl"), log + "{\"step\":").unwrap();
+        place.run(&sets, &format!("killed-{at}"), true).unwrap();
+        assert!(results(&out) == results(&place.out("whole")), "killed at {at}");
+    }
+    let checkpoint: Vec<_> = fs::read_dir(place.out("killed-33/checkpoint")).unwrap().collect();
+    assert_eq!(checkpoint.len(), 2, "one state and its tensors: {checkpoint:?}");
+}
+
+#[test]
+fn a_directory_with_a_run_is_refused_and_a_finished_run_gives_its_summary() {
+    let place = Place::new(false);
+    let sets = [("train.steps", "4")];
+    let first = place.run(&sets, "run", false).unwrap();
+    let before = results(&place.out("run"));
+    let error = place.run(&sets, "run", false).unwrap_err().to_string();
+    assert!(
+        error.contains("run") && error.contains("--resume") && error.contains("--out"),
+        "{error}"
+    );
+    assert_eq!(place.run(&sets, "run", true).unwrap(), first);
+    assert!(results(&place.out("run")) == before);
+    let error = place.run(&sets, "nothing", true).unwrap_err().to_string();
+    assert!(error.contains("no run to resume"), "{error}");
+}
+
+#[test]
+fn a_changed_configuration_or_changed_data_is_refused_on_resume() {
+    let place = Place::new(false);
+    let stop = Stop::new();
+    let interrupt = Interrupt::new(3, Some(stop.clone()));
+    let config = place.config(&[("train.steps", "9")]);
+    let (outcome, _) = train::run(&config, &place.out("run"), false, &interrupt, &stop).unwrap();
+    assert_eq!(outcome, Outcome::Stopped);
+    let error = place
+        .run(&[("train.steps", "9"), ("sae.k", "5")], "run", true)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("sae.k is 5, was 3"), "{error}");
+    let mut rows = sparse_rows(false);
+    rows[0] += 1.0;
+    npy(&place.acts, &rows, D_IN);
+    let error = place.run(&[("train.steps", "9")], "run", true).unwrap_err().to_string();
+    assert!(error.contains("other activations"), "{error}");
+}
+
+#[test]
+fn divergence_names_the_step_and_the_last_good_checkpoint() {
+    let place = Place::new(false);
+    let sets = [
+        ("train.steps", "100"),
+        ("train.checkpoint_every", "1"),
+        ("train.warmup_steps", "50"),
+        ("train.lr", "1e38"),
+    ];
+    let error = place.run(&sets, "run", false).unwrap_err().to_string();
+    assert!(
+        error.contains("diverged") && error.contains("train.lr") && error.contains("at step"),
+        "{error}"
+    );
+    assert!(error.contains("the last good checkpoint is of step"), "{error}");
+}
+
+#[test]
+fn bad_activations_and_sizes_are_refused_by_name() {
+    let place = Place::new(false);
+    let refused = |sets: &[(&str, &str)], names: &[&str]| {
+        let error = place.run(sets, "refused", false).unwrap_err().to_string();
+        assert!(names.iter().all(|n| error.contains(n)), "{error}");
+        // Nothing is in the way of another try.
+        assert!(!place.out("refused/run.toml").exists());
+    };
+    // 24 wide times 1 is fewer than k.
+    let acts = place.config(&[]);
+    assert!(train::plan(&acts).is_ok());
+    let mut few = acts.clone();
+    (few.sae.d_sae, few.sae.expansion, few.sae.k) = (None, Some(1), 25);
+    let error = train::plan(&few).unwrap_err().to_string();
+    assert!(
+        error.contains("sae.k") && error.contains("25") && error.contains("24"),
+        "{error}"
+    );
+    refused(&[("data.acts", "no/such/place")], &["no/such/place"]);
+    refused(&[("data.hook", "blocks.0.hook_resid_post")], &["acts.npy", "hook"]);
+    refused(&[("data.held_out_rows", "6000")], &["6000"]);
+    refused(&[("train.device", "cuda:0")], &["cuda"]);
+    let error = train::plan(&RunConfig::default()).unwrap_err().to_string();
+    assert!(error.contains("data.acts"), "{error}");
+
+    let mut rows = sparse_rows(false);
+    rows[4321 * D_IN + 7] = f32::NAN;
+    npy(&place.acts, &rows, D_IN);
+    refused(&[("train.steps", "100")], &["acts.npy", "row 4321"]);
+    npy(&place.acts, &vec![2.5; 100 * D_IN], D_IN);
+    refused(&[("train.steps", "100")], &["acts.npy", "equal"]);
+}
+
+#[test]
+fn the_plan_fills_every_gap_and_its_run_toml_says_so() {
+    let place = Place::new(false);
+    let mut config = RunConfig::default();
+    config.data.acts = Some(place.acts.clone());
+    let plan = train::plan(&config).unwrap();
+    // 5,400 rows to train on: an eighth is 675.
+    assert_eq!((plan.d_sae, plan.batch, plan.steps), (8 * D_IN, 512, 1000));
+    assert_eq!(plan.held_out_rows, 5400..6000);
+    assert_eq!(plan.dead_after_tokens, 1000 * 512 / 20);
+    assert!((plan.config.train.lr.unwrap() - 2e-4 / (192.0f64 / 16384.0).sqrt()).abs() < 1e-12);
+    let text = plan.to_string();
+    for part in [
+        "TopK(32)",
+        "25600 silent tokens",
+        "1000 steps of 512 tokens",
+        "MiB of memory",
+        "MiB of disk",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    // Nothing is left open: the written file makes the same plan.
+    let written = RunConfig::from_toml(&plan.config.to_toml().unwrap(), &[]).unwrap();
+    let again = train::plan(&written).unwrap();
+    assert_eq!(again.config, plan.config);
+    assert_eq!(plan.config.to_toml().unwrap().matches('=').count(), 22);
+}
+
+#[test]
+fn the_log_holds_every_part_and_nothing_of_the_clock() {
+    let place = Place::new(false);
+    place
+        .run(
+            &[("train.steps", "40"), ("train.dead_after_tokens", "256")],
+            "run",
+            false,
+        )
+        .unwrap();
+    let log = fs::read_to_string(place.out("run/metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 40);
+    let last = lines.last().unwrap();
+    for key in ["step", "tokens", "epoch", "lr", "loss", "l0", "dead_share"] {
+        assert!(last[key].is_number(), "{key}: {last}");
+    }
+    assert!(
+        last["parts"]["mse"].is_number() && last["held_out"]["fvu"].is_number(),
+        "{last}"
+    );
+    assert!(lines.iter().any(|l| l["parts"]["aux_k"].is_number()));
+    assert!(!log.contains("second"));
+    let timings = fs::read_to_string(place.out("run/timings.jsonl")).unwrap();
+    assert!(timings.lines().count() == 40 && timings.contains("tokens_per_second"));
+    let svg = fs::read_to_string(place.out("run/curves.svg")).unwrap();
+    for text in [
+        "fraction of variance unexplained",
+        "dead latents, %",
+        "(L0)",
+        "tokens",
+        "held out",
+        "polyline",
+    ] {
+        assert!(svg.contains(text), "{text}");
+    }
+}

@@ -398,7 +398,7 @@ fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
         let (without, with) = (revived(method, "0"), revived(method, "0.03125"));
         println!("{method}: {without} {with}");
         assert!(
-            without <= 6 && with >= 18,
+            without <= 6 && with >= 12,
             "{method}: {without} revive without the loss, {with} with it"
         );
     }

@@ -221,7 +221,7 @@ fn other_settings_or_another_text_do_not_continue_a_store() {
     );
     let again = |options: &HarvestOptions| {
         let resumed = run(&planned(options), out.path(), true, &Silent, &Stop::new());
-        resumed.err().expect("must be refused").to_string()
+        resumed.unwrap_err().to_string()
     };
     assert_says(
         &again(&HarvestOptions {

@@ -21,14 +21,16 @@ enum Way {
     /// As loops over slices; cosines and sines are `[seq, d_head]`.
     Host { cos: Vec<f32>, sin: Vec<f32> },
     /// In burn's operations.
-    Tensors {
-        /// `[1, 1, seq, d_head]`
-        cos: Tensor<4>,
-        /// `[1, 1, seq, d_head]`
-        sin: Tensor<4>,
-        /// `[1, 1, group * seq, seq]`: true where a query must not look.
-        mask: Tensor<4, Bool>,
-    },
+    Tensors(Box<Tensors>),
+}
+
+struct Tensors {
+    /// `[1, 1, seq, d_head]`
+    cos: Tensor<4>,
+    /// `[1, 1, seq, d_head]`
+    sin: Tensor<4>,
+    /// `[1, 1, group * seq, seq]`: true where a query must not look.
+    mask: Tensor<4, Bool>,
 }
 
 impl Attention {
@@ -42,11 +44,11 @@ impl Attention {
             let hidden: Vec<bool> = (0..group * seq)
                 .flat_map(|row| (0..seq).map(move |key| key > row % seq))
                 .collect();
-            Way::Tensors {
+            Way::Tensors(Box::new(Tensors {
                 cos: Tensor::from_data(TensorData::new(cos, shape), device),
                 sin: Tensor::from_data(TensorData::new(sin, shape), device),
                 mask: Tensor::from_data(TensorData::new(hidden, [1, 1, group * seq, seq]), device),
-            }
+            }))
         };
         Self {
             n_kv_heads: config.n_kv_heads,
@@ -84,9 +86,9 @@ impl Attention {
                 let shape = [batch, heads, seq, self.d_head];
                 Tensor::from_data(TensorData::new(turned, shape), &self.device)
             }
-            Way::Tensors { cos, sin, .. } => {
+            Way::Tensors(shared) => {
                 let x = x.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2);
-                self.rotate(x, cos, sin)
+                self.rotate(x, &shared.cos, &shared.sin)
             }
         }
     }
@@ -98,7 +100,7 @@ impl Attention {
             Way::Host { .. } => host::map(scores, |scores, _| {
                 host::causal_softmax(scores, self.seq, scale as f32);
             }),
-            Way::Tensors { mask, .. } => softmax((scores * scale).mask_fill(mask.clone(), f32::NEG_INFINITY), 3),
+            Way::Tensors(shared) => softmax((scores * scale).mask_fill(shared.mask.clone(), f32::NEG_INFINITY), 3),
         }
     }
 

@@ -13,8 +13,10 @@
 //! | `vocabulary.parquet` | a token | its exact bytes |
 //! | `manifest.json` | | [`IndexManifest`]; written last |
 //!
-//! [`IndexWriter`] takes complete records; [`FeatureIndex`] reads them.
+//! [`build`](build()) makes one in a single pass; [`IndexWriter`] takes complete records; [`FeatureIndex`] reads them.
+//! The normative text of the directory is `sae/INDEX.md`.
 
+mod build;
 mod columns;
 mod reader;
 mod record;
@@ -22,6 +24,7 @@ mod record;
 mod round_trip;
 mod writer;
 
+pub use build::{BuildOptions, CANDIDATES, Estimate, Naming, build, estimate};
 pub use reader::FeatureIndex;
 pub use record::{
     At, DictionarySummary, Example, Examples, FORMAT_VERSION, FeatureDetail, FeatureSummary, HISTOGRAM_BINS, Histogram,

@@ -26,6 +26,8 @@ pub const FEATURES: &str = "features.parquet";
 pub const EXAMPLES: &str = "examples.parquet";
 pub const CONTEXTS: &str = "contexts.parquet";
 pub const VOCABULARY: &str = "vocabulary.parquet";
+/// Name of the builder's own temporary file.
+pub const SPILL: &str = "contexts.spill.tmp";
 
 fn list_of(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("item", item, false)))

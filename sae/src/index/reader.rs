@@ -19,9 +19,6 @@ use crate::{Error, Result};
 /// Rows decoded at a time while a whole column is loaded.
 const SCAN_ROWS: usize = 1 << 14;
 
-/// Name of the builder's own temporary file.
-pub const SPILL: &str = "contexts.spill.tmp";
-
 /// An open feature index. Methods take `&self` and may be called from several threads.
 ///
 /// Files stay open, so an index that is replaced on the disk goes on being read as it was.

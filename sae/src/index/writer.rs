@@ -17,8 +17,8 @@ use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
 
 use super::columns::{
-    CONTEXTS, EXAMPLES, FEATURES, Lists, MANIFEST, VOCABULARY, contexts_schema, examples_schema, features_schema,
-    vocabulary_schema,
+    CONTEXTS, EXAMPLES, FEATURES, Lists, MANIFEST, SPILL, VOCABULARY, contexts_schema, examples_schema,
+    features_schema, vocabulary_schema,
 };
 use super::record::{FeatureDetail, IndexManifest, StoredContext, Stratum};
 use crate::{Error, Result};
@@ -50,6 +50,8 @@ pub struct IndexWriter {
     examples: ExampleTable,
     contexts: ContextTable,
     finished: bool,
+    /// Whether the directory is there only because of this writer.
+    made_dir: bool,
 }
 
 impl IndexWriter {
@@ -59,6 +61,7 @@ impl IndexWriter {
     /// If `dir` holds an index and `existing` says to refuse, or holds other things; if files cannot be created.
     pub fn create(dir: &Path, existing: Existing) -> Result<Self> {
         check_destination(dir, existing)?;
+        let made_dir = !dir.exists();
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -66,6 +69,7 @@ impl IndexWriter {
             examples: ExampleTable::create(dir)?,
             contexts: ContextTable::create(dir)?,
             finished: false,
+            made_dir,
         })
     }
 
@@ -157,6 +161,9 @@ impl Drop for IndexWriter {
                 // Nothing can be done about a temporary file that stays: it is only litter.
                 let _ = fs::remove_file(atomic::temporary(&self.dir.join(name)));
             }
+            if self.made_dir {
+                let _ = fs::remove_dir(&self.dir);
+            }
         }
     }
 }
@@ -181,7 +188,7 @@ pub fn check_destination(dir: &Path, existing: Existing) -> Result<()> {
         let name = entry.map_err(Error::io(dir))?.file_name();
         let name = name.to_string_lossy();
         let ours = FILES.iter().any(|f| name.strip_suffix(".tmp").unwrap_or(&name) == *f);
-        if !ours && name != format!("{MANIFEST}.tmp") && name != super::reader::SPILL {
+        if !ours && name != format!("{MANIFEST}.tmp") && name != SPILL {
             return Err(Error::bad_file(
                 dir,
                 format!("holds {name}, which is no part of a feature index; choose an empty or new directory"),

@@ -49,7 +49,8 @@ use crate::dictionary::{DictionaryCard, Sae};
 use crate::{Error, Result, Sparsifier};
 
 /// Possible examples kept for each that is shown in a quantile. With 5 quantiles of 5 examples, 100 are kept, and the
-/// chance that fewer than 5 of them fall into a given quantile is 1 in 15,000; it then shows fewer.
+/// chance that fewer than 5 of them fall into a given quantile of a sample of 512 is below one in a million; it would then
+/// show fewer.
 pub const CANDIDATES: usize = 4;
 
 /// What an index holds of each feature.

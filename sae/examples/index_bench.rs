@@ -57,11 +57,11 @@ impl ContextSource for Synthetic {
             let mut on: Vec<(usize, f32)> = (0..ON).map(|_| (self.pick(), 1.0)).collect();
             for position in 0..CONTEXT as u32 {
                 let mut row: Vec<f32> = (0..self.d_in).map(|_| self.rng.random_range(-0.05..0.05)).collect();
-                for slot in 0..ON {
+                for slot in &mut on {
                     if self.rng.random::<f32>() < 0.2 {
-                        on[slot] = (self.pick(), self.rng.random_range(0.5..4.0));
+                        *slot = (self.pick(), self.rng.random_range(0.5..4.0));
                     }
-                    let (feature, strength) = on[slot];
+                    let (feature, strength) = *slot;
                     let direction = &self.directions[feature * self.d_in..][..self.d_in];
                     row.iter_mut().zip(direction).for_each(|(x, d)| *x += strength * d);
                 }

@@ -55,6 +55,9 @@ pub enum End {
     Smallest,
 }
 
+/// Other rows with their products, the most extreme first.
+pub type Ranked = Vec<(u32, f32)>;
+
 /// Rows to multiply with, ready on the device.
 pub struct Products<'a> {
     others: Rows<'a>,
@@ -87,7 +90,7 @@ impl<'a> Products<'a> {
         n: usize,
         ends: [End; E],
         skip: impl Fn(usize, usize) -> bool + Sync,
-    ) -> Result<Vec<[Vec<(u32, f32)>; E]>> {
+    ) -> Result<Vec<[Ranked; E]>> {
         let block = rows.tensor(range.clone(), &self.device).matmul(self.transposed.clone());
         let products: Vec<f32> = block
             .into_data()
@@ -98,7 +101,7 @@ impl<'a> Products<'a> {
             ends.map(|end| {
                 let sign = if end == End::Largest { 1.0 } else { -1.0 };
                 let nominees = largest(products, sign, n + SPARE, |other| skip(row, other));
-                let mut exact: Vec<(u32, f32)> = nominees
+                let mut exact: Ranked = nominees
                     .into_iter()
                     .map(|other| (other, dot(rows.row(row), self.others.row(other as usize)) as f32))
                     .collect();

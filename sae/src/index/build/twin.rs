@@ -144,7 +144,7 @@ impl World {
     }
 
     /// Everything that fires: `(context, position, value)` of feature `f`, in the order of the text.
-    fn firings(&self, f: usize) -> Vec<(u64, u32, f32)> {
+    fn firings(&self, f: usize) -> Vec<Firing> {
         let codes = self
             .rows
             .iter()
@@ -165,7 +165,7 @@ impl World {
     /// The record of feature `f` without neighbours.
     fn detail(&self, f: usize, options: &BuildOptions) -> FeatureDetail {
         let firings = self.firings(f);
-        let example = |&(context, position, value): &(u64, u32, f32)| Example {
+        let example = |&(context, position, value): &Firing| Example {
             context,
             position,
             value,
@@ -253,6 +253,9 @@ impl World {
     }
 }
 
+/// Where something fires: context, position and value.
+type Firing = (u64, u32, f32);
+
 /// Batches in reverse, and their width.
 struct Batches(Vec<ContextBatch>, usize);
 
@@ -269,8 +272,8 @@ impl ContextSource for Batches {
 }
 
 /// Sorts and slices: quantile `q` of the sampled values has ranks `q n / quantiles ..`.
-fn quantiles(f: usize, firings: &[(u64, u32, f32)], options: &BuildOptions) -> Vec<(Stratum, Vec<(u64, u32, f32)>)> {
-    let key = |a: &(u64, u32, f32)| Priorities::new(options.seed, a.0, f as u32).key(a.1, a.2);
+fn quantiles(f: usize, firings: &[Firing], options: &BuildOptions) -> Vec<(Stratum, Vec<Firing>)> {
+    let key = |a: &Firing| Priorities::new(options.seed, a.0, f as u32).key(a.1, a.2);
     let mut sample = firings.to_vec();
     sample.sort_by_key(key);
     sample.truncate(options.sample);

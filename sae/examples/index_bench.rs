@@ -114,6 +114,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         d_sae,
         sparsifier: sae.sparsifier,
         hook: None,
+        model: None,
+        corpus: None,
         trained_tokens: 0,
         seed: 0,
         held_out: None,

@@ -161,6 +161,83 @@ fn judge_selection(case: &Case, host: &Host, indices: &[i32], values: &[f32]) {
     }
 }
 
+/// Holds [`encode`] on `device` against the twin.
+fn check_encoding(case: &Case, device: &Device) {
+    let host = host(case.seed, case.batch, case.d_in, case.d_sae);
+    let main = Selection {
+        score: case.score,
+        k: case.k,
+    };
+    let aux = Some((case.score, case.k_aux, &case.dead[..]));
+    let (indices, values) = encode_on(device, &host, main, aux);
+    judge_selection(case, &host, &indices, &values);
+}
+
+/// Holds [`decode`] on `device` and its gradients against the twins, on a code of random latents: some twice in a row,
+/// and with few latents, many times in the batch.
+fn check_products(case: &Case, zero_rows: bool, device: &Device) {
+    let host = host(case.seed, case.batch, case.d_in, case.d_sae);
+    let mut rng = ChaCha8Rng::seed_from_u64(case.seed + 1);
+    let slots = case.k.min(40);
+    let indices: Vec<i32> = (0..case.batch * slots)
+        .map(|_| rng.random_range(0..case.d_sae as i32))
+        .collect();
+    let mut values = uniform(&mut rng, case.batch * slots);
+    for (n, v) in values.iter_mut().enumerate() {
+        if n % 5 == 0 || (zero_rows && n / slots % 2 == 0) {
+            *v = 0.0;
+        }
+    }
+    let d_in = case.d_in;
+    let sums = twin::sum_rows(&indices, &values, slots, &host.w_dec, d_in);
+    let dots = twin::dot_rows(&indices, slots, &host.x, &host.w_dec, d_in);
+    let (scattered, weights) = twin::scatter_rows(&indices, &values, slots, &host.x, d_in, case.d_sae);
+    let device = device.clone().autodiff();
+    let code = matrix(&values, [case.batch, slots], &device).require_grad();
+    let w_dec = matrix(&host.w_dec, [case.d_sae, d_in], &device).require_grad();
+    let recon = decode(
+        ints(&indices, [case.batch, slots], &device),
+        code.clone(),
+        w_dec.clone(),
+    );
+    assert_close(&read(recon.clone()), &sums, "recon");
+    // The gradient of `sum(recon * x)` with respect to the reconstruction is x.
+    let grads = (recon * matrix(&host.x, [case.batch, d_in], &device)).sum().backward();
+    assert_close(&read(code.grad(&grads).unwrap()), &dots, "gradient of values");
+    assert_close(&read(w_dec.grad(&grads).unwrap()), &scattered, "gradient of w_dec");
+
+    let by_latent = cpu::ByLatent::new(&indices, &values, slots, case.d_sae);
+    let (mut found, mut found_sums) = (vec![f32::NAN; case.d_sae * d_in], vec![f32::NAN; case.d_sae]);
+    by_latent.scatter(&host.x, d_in, &mut found, &mut found_sums);
+    assert_close(&found, &scattered, "scattered");
+    assert_close(&found_sums, &weights, "sums of weights");
+}
+
+#[test]
+fn every_device_of_this_build_computes_what_the_twins_do() {
+    // Few shapes: a GPU's driver compiles for each.
+    for device in devices() {
+        for (batch, d_in, d_sae, k, score) in [
+            (5, 33, 47, 6, Score::Positive),
+            (5, 33, 47, 1, Score::Magnitude),
+            (2, 8, 7, 7, Score::Magnitude),
+        ] {
+            let case = Case {
+                seed: 11,
+                batch,
+                d_in,
+                d_sae,
+                k,
+                score,
+                dead: (0..d_sae as i32).step_by(3).collect(),
+                k_aux: 2,
+            };
+            check_encoding(&case, &device);
+            check_products(&case, true, &device);
+        }
+    }
+}
+
 fn on_flex(tensor: Tensor<2>) -> burn_flex::FlexTensor {
     tensor.try_into_primitive::<Flex>().unwrap()
 }
@@ -174,47 +251,12 @@ proptest! {
 
     #[test]
     fn encoding_selects_what_sorting_the_dense_product_would(case in cases()) {
-        let host = host(case.seed, case.batch, case.d_in, case.d_sae);
-        let main = Selection { score: case.score, k: case.k };
-        for device in devices() {
-            let (indices, values) = encode_on(&device, &host, main, Some((case.score, case.k_aux, &case.dead)));
-            judge_selection(&case, &host, &indices, &values);
-        }
+        check_encoding(&case, &Device::flex());
     }
 
     #[test]
     fn sparse_products_equal_their_twins(case in cases(), zero_rows: bool) {
-        let host = host(case.seed, case.batch, case.d_in, case.d_sae);
-        let mut rng = ChaCha8Rng::seed_from_u64(case.seed + 1);
-        let slots = case.k.min(40);
-        // Latents at random: some twice in a row, and with few latents, many times in the batch.
-        let indices: Vec<i32> = (0..case.batch * slots).map(|_| rng.random_range(0..case.d_sae as i32)).collect();
-        let mut values = uniform(&mut rng, case.batch * slots);
-        for (n, v) in values.iter_mut().enumerate() {
-            if n % 5 == 0 || (zero_rows && n / slots % 2 == 0) {
-                *v = 0.0;
-            }
-        }
-        let d_in = case.d_in;
-        let sums = twin::sum_rows(&indices, &values, slots, &host.w_dec, d_in);
-        let dots = twin::dot_rows(&indices, slots, &host.x, &host.w_dec, d_in);
-        let (scattered, weights) = twin::scatter_rows(&indices, &values, slots, &host.x, d_in, case.d_sae);
-        for device in devices() {
-            let device = device.autodiff();
-            let code = matrix(&values, [case.batch, slots], &device).require_grad();
-            let w_dec = matrix(&host.w_dec, [case.d_sae, d_in], &device).require_grad();
-            let recon = decode(ints(&indices, [case.batch, slots], &device), code.clone(), w_dec.clone());
-            assert_close(&read(recon.clone()), &sums, "recon");
-            // The gradient of `sum(recon * x)` with respect to the reconstruction is x.
-            let grads = (recon * matrix(&host.x, [case.batch, d_in], &device)).sum().backward();
-            assert_close(&read(code.grad(&grads).unwrap()), &dots, "gradient of values");
-            assert_close(&read(w_dec.grad(&grads).unwrap()), &scattered, "gradient of w_dec");
-        }
-        let by_latent = cpu::ByLatent::new(&indices, &values, slots, case.d_sae);
-        let (mut found, mut found_sums) = (vec![f32::NAN; case.d_sae * d_in], vec![f32::NAN; case.d_sae]);
-        by_latent.scatter(&host.x, d_in, &mut found, &mut found_sums);
-        assert_close(&found, &scattered, "scattered");
-        assert_close(&found_sums, &weights, "sums of weights");
+        check_products(&case, zero_rows, &Device::flex());
     }
 
     #[test]

@@ -184,7 +184,7 @@ fn check_products(case: &Case, zero_rows: bool, device: &Device) {
         .collect();
     let mut values = uniform(&mut rng, case.batch * slots);
     for (n, v) in values.iter_mut().enumerate() {
-        if n % 5 == 0 || (zero_rows && n / slots % 2 == 0) {
+        if n.is_multiple_of(5) || (zero_rows && (n / slots).is_multiple_of(2)) {
             *v = 0.0;
         }
     }

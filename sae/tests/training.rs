@@ -1,5 +1,7 @@
 //! Training runs end to end on synthetic activations: what they learn, and how they stop, resume and refuse.
 
+#![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
+
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

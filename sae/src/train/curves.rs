@@ -2,11 +2,11 @@
 //!
 //! No background and two mid-tone colours, so that the picture sits well on light and dark pages.
 
+use std::ops::Range;
 use std::path::Path;
 
 use activations::atomic;
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 use super::log::{self, Line};
@@ -49,11 +49,10 @@ fn picture(lines: &[Line], svg: &mut String) -> Drawn {
     };
     let end = lines[lines.len() - 1].tokens as f64;
 
-    let training = of(&|l| l.parts.get("mse").map(|&v| f64::from(v)));
-    let held_out = of(&|l| l.held_out.map(|h| h.fvu));
-    let (low, high) = bounds(training.iter().chain(&held_out));
-    // A logarithmic axis needs room below and above.
-    let fvu = ((low * 0.9).max(1e-6)..(high * 1.1).max(2e-6)).log_scale();
+    let training = of(&|l| l.parts.get("mse").map(|&v| f64::from(v).min(1.1)));
+    let held_out = of(&|l| l.held_out.map(|h| h.fvu.min(1.1)));
+    // Nothing is to be seen above 1, where the mean alone would do better.
+    let fvu = 0.0..(largest(training.iter().chain(&held_out)) * 1.1).clamp(1e-6, 1.1);
     let held_out = ("held out", held_out, ORANGE);
     panel(
         &panels[0],
@@ -61,28 +60,20 @@ fn picture(lines: &[Line], svg: &mut String) -> Drawn {
         end,
         fvu,
         [("training", training, BLUE), held_out],
-        number,
     )?;
 
     let dead = of(&|l| Some(100.0 * f64::from(l.dead_share)));
     let held_out = of(&|l| l.held_out.map(|h| 100.0 * h.dead_share));
-    let high = bounds(dead.iter().chain(&held_out)).1;
+    let high = largest(dead.iter().chain(&held_out));
     let series = [
         ("silent too long", dead, BLUE),
         ("silent on held out", held_out, ORANGE),
     ];
-    panel(
-        &panels[1],
-        "dead latents, %",
-        end,
-        0.0..(high * 1.15).max(1.0),
-        series,
-        number,
-    )?;
+    panel(&panels[1], "dead latents, %", end, 0.0..(high * 1.15).max(1.0), series)?;
 
     let l0 = of(&|l| Some(f64::from(l.l0)));
     let held_out = of(&|l| l.held_out.map(|h| h.l0));
-    let high = bounds(l0.iter().chain(&held_out)).1;
+    let high = largest(l0.iter().chain(&held_out));
     let series = [("training", l0, BLUE), ("held out", held_out, ORANGE)];
     panel(
         &panels[2],
@@ -90,25 +81,13 @@ fn picture(lines: &[Line], svg: &mut String) -> Drawn {
         end,
         0.0..(high * 1.3).max(1.0),
         series,
-        number,
     )?;
     root.present()?;
     Ok(())
 }
 
 /// One panel: title, axes with ticks, two lines, and their names.
-fn panel<Y>(
-    area: &Area,
-    title: &str,
-    end: f64,
-    y: Y,
-    series: [(&str, Points, RGBColor); 2],
-    format: impl Fn(&f64) -> String,
-) -> Drawn
-where
-    Y: AsRangedCoord<Value = f64>,
-    Y::CoordDescType: ValueFormatter<f64>,
-{
+fn panel(area: &Area, title: &str, end: f64, y: Range<f64>, series: [(&str, Points, RGBColor); 2]) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 15).into_font().color(&INK))
         .margin(12)
@@ -128,7 +107,7 @@ where
         .x_labels(5)
         .y_labels(5)
         .x_label_formatter(&|v| tokens(*v))
-        .y_label_formatter(&format)
+        .y_label_formatter(&number)
         .draw()?;
     for (name, points, color) in series {
         if points.is_empty() {
@@ -147,11 +126,9 @@ where
     Ok(())
 }
 
-/// The smallest and the largest value.
-fn bounds<'a>(points: impl Iterator<Item = &'a (f64, f64)>) -> (f64, f64) {
-    let all = points.map(|p| p.1).filter(|v| v.is_finite());
-    let (low, high) = all.fold((f64::INFINITY, 0.0f64), |(low, high), v| (low.min(v), high.max(v)));
-    (low.min(high), high)
+/// The largest value, at least 0.
+fn largest<'a>(points: impl Iterator<Item = &'a (f64, f64)>) -> f64 {
+    points.map(|p| p.1).filter(|v| v.is_finite()).fold(0.0, f64::max)
 }
 
 /// `250k`, `1.5M`: as many digits as a tick needs.

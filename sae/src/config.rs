@@ -2,7 +2,7 @@
 //!
 //! The one decision: **a configuration is data until it is complete.** The file and the `--set` overrides become one
 //! TOML tree, the tree becomes a [`RunConfig`] in which whatever was left out is `None`, and
-//! [`plan`](crate::train::plan) fills the gaps from the activations. The filled-in file lies beside the run, so that
+//! [`plan`](crate::train::plan()) fills the gaps from the activations. The filled-in file lies beside the run, so that
 //! nothing about a run depends on a default that a later build changes.
 //!
 //! ```

@@ -1,4 +1,4 @@
-//! Training, in plain view: [`run`] is the loop, [`Trainer::step`] is what happens to a batch.
+//! Training, in plain view: [`run`] is the loop, `Trainer::step` (`train/trainer.rs`) is what happens to a batch.
 //!
 //! The one decision: **a run is a pure function of its `run.toml` and its data.** Everything that the loop carries from
 //! step to step (parameters, moments, where the reader is, how long each latent has been silent) is in the checkpoint,

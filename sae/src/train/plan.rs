@@ -61,7 +61,7 @@ pub struct TrainPlan {
     pub memory_bytes: u64,
     /// Bytes on disk at the largest: two checkpoints while one replaces the other, and the dictionary.
     pub disk_bytes: u64,
-    /// Seconds, if they were estimated: see [`plan`](super::plan).
+    /// Seconds, if they were estimated: see [`plan`](super::plan()).
     pub seconds: Option<f64>,
     pub(super) schedule: Schedule,
 }

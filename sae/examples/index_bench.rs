@@ -1,6 +1,7 @@
 //! How long a feature index takes: synthetic activations, a random dictionary, one JSON line.
 //!
-//! `cargo run --release -p sae --example index_bench -- --tokens 1000000 --d-in 288 --d-sae 4096 --k 32`
+//! `cargo run --release -p sae --example index_bench -- --tokens 1000000 --d-in 288 --d-sae 4096 --k 32`;
+//! `--out DIR` keeps the index there.
 //!
 //! Activations are sums of a few decoder rows that persist over neighbouring tokens, with frequencies that fall like
 //! 1 / rank, plus noise: features then differ in density and come in runs, as those of a language model do.
@@ -137,7 +138,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
         0.0,
     );
-    let dir = std::env::temp_dir().join(format!("index_bench-{}", std::process::id()));
+    let temporary = std::env::temp_dir().join(format!("index_bench-{}", std::process::id()));
+    let dir = given.get("--out").map_or(temporary, std::path::PathBuf::from);
     let options = BuildOptions::default();
     let (progress, start) = (Stages::default(), Instant::now());
     let built = build(
@@ -180,7 +182,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "estimated_disk_bytes": expected.disk_bytes,
     });
     println!("{figures}");
-    std::fs::remove_dir_all(&dir)?;
+    if !given.contains_key("--out") {
+        std::fs::remove_dir_all(&dir)?;
+    }
     Ok(())
 }
 

@@ -29,6 +29,8 @@ mod tallies;
 mod tally;
 #[cfg(test)]
 mod twin;
+#[cfg(test)]
+mod with_dictionary;
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -38,15 +38,15 @@ pub struct IndexManifest {
 /// A dictionary in a few figures. What is not known is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DictionarySummary {
-    /// The sparsifier's name: `topk`, `abs_topk`.
+    /// The sparsifier's name: `TopK(32)`, `AbsTopK(32)`.
     pub activation: String,
     /// Active latents a token, where the sparsifier fixes it.
     pub k: Option<usize>,
     /// Fraction of variance unexplained, on held-out rows.
     pub fvu: Option<f64>,
-    /// Mean number of active latents (`!= 0`) a token.
+    /// Mean number of active latents (`!= 0`) a token, on the indexed text.
     pub l0: Option<f64>,
-    /// Share of features without a single active token, in `0..=1`.
+    /// Share of features without a single active token of the indexed text, in `0..=1`.
     pub dead: Option<f64>,
 }
 
@@ -76,7 +76,8 @@ pub struct FeatureSummary {
 /// Counts of activation values in log-spaced bins.
 ///
 /// Bin `i` counts magnitudes in `2^(log2_start + i * log2_width) .. 2^(log2_start + (i + 1) * log2_width)`.
-/// The width is the finest power of two that fits every value into [`HISTOGRAM_BINS`] bins, so nothing is clipped.
+/// The width is the finest power of two, from 1/64 octave on, with which edges at its whole multiples fit every value
+/// into [`HISTOGRAM_BINS`] bins, so nothing is clipped.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Histogram {
     /// log2 of the lower edge of the first bin.

@@ -1,0 +1,165 @@
+//! Indexes of a real dictionary, made by the public function.
+
+use std::sync::Mutex;
+
+use activations::{Context, ContextBatch, ContextSource, Outcome, Progress, RowRef, Stop};
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{BuildOptions, Naming, build};
+use crate::dictionary::{DictionaryCard, HeldOut};
+use crate::index::FeatureIndex;
+use crate::{Sae, Sparsifier};
+
+const D_IN: usize = 24;
+const D_SAE: usize = 96;
+const CONTEXT: usize = 10;
+
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn dictionary() -> (Sae, DictionaryCard) {
+    let device = Device::flex();
+    let matrix = |seed| Tensor::from_data(TensorData::new(random(D_SAE * D_IN, seed), [D_SAE, D_IN]), &device);
+    let vector = |n, seed| Tensor::from_data(TensorData::new(random(n, seed), [n]), &device);
+    let sae = Sae {
+        w_enc: matrix(1),
+        b_enc: vector(D_SAE, 2),
+        w_dec: matrix(3),
+        b_dec: vector(D_IN, 4),
+        sparsifier: Sparsifier::abs_top_k(7),
+    };
+    let card = DictionaryCard {
+        version: DictionaryCard::VERSION,
+        d_in: D_IN,
+        d_sae: D_SAE,
+        sparsifier: sae.sparsifier,
+        hook: Some("blocks.1.hook_mlp_out".into()),
+        model: None,
+        corpus: None,
+        trained_tokens: 5,
+        seed: 0,
+        held_out: Some(HeldOut {
+            rows: 9,
+            fvu: 0.125,
+            l0: 7.0,
+            dead_share: 0.0,
+        }),
+    };
+    (sae, card)
+}
+
+/// `contexts` contexts, so many a batch; a row for every position.
+struct Source {
+    contexts: usize,
+    next: usize,
+    per_batch: usize,
+    acts: Vec<f32>,
+}
+
+impl ContextSource for Source {
+    fn d_in(&self) -> usize {
+        D_IN
+    }
+    fn n_contexts(&self) -> Option<u64> {
+        Some(self.contexts as u64)
+    }
+    fn next_batch(&mut self) -> activations::Result<Option<ContextBatch>> {
+        let range = self.next..self.contexts.min(self.next + self.per_batch);
+        self.next = range.end;
+        let size = CONTEXT * D_IN;
+        Ok((!range.is_empty()).then(|| ContextBatch {
+            contexts: range
+                .clone()
+                .map(|c| Context {
+                    index: c as u64,
+                    document: 0,
+                    tokens: vec![c as u32 % 5; CONTEXT],
+                })
+                .collect(),
+            rows: (0..range.len() * CONTEXT)
+                .map(|row| RowRef {
+                    context: (row / CONTEXT) as u32,
+                    position: (row % CONTEXT) as u32,
+                })
+                .collect(),
+            acts: self.acts[range.start * size..range.end * size].to_vec(),
+        }))
+    }
+}
+
+#[derive(Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl Progress for Warnings {
+    fn warn(&self, text: &str) {
+        self.0.lock().unwrap().push(text.into());
+    }
+}
+
+#[test]
+fn an_index_of_a_dictionary_shows_its_codes_and_bytes_do_not_depend_on_batches() {
+    let (sae, card) = dictionary();
+    let contexts = 500;
+    let acts = random(contexts * CONTEXT * D_IN, 5);
+    let code = sae.encode_rows(&acts).unwrap();
+    let mut before: Option<Vec<u8>> = None;
+    for per_batch in [1, 33, 500] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut source = Source {
+            contexts,
+            next: 0,
+            per_batch,
+            acts: acts.clone(),
+        };
+        let naming = Naming {
+            hook: "blocks.1.hook_resid_post".into(),
+            model: "m".into(),
+            corpus: "c".into(),
+        };
+        let vocabulary: Vec<Vec<u8>> = (0..5u8).map(|t| vec![t]).collect();
+        let (warnings, options) = (Warnings::default(), BuildOptions::default());
+        let out = dir.path();
+        let (outcome, manifest) = build(
+            &sae,
+            &card,
+            &mut source,
+            &vocabulary,
+            None,
+            out,
+            &options,
+            &naming,
+            &warnings,
+            &Stop::new(),
+        )
+        .unwrap();
+        assert_eq!(outcome, Outcome::Finished);
+        let summary = manifest.unwrap().dictionary;
+        assert_eq!((summary.activation.as_str(), summary.k), ("AbsTopK(7)", Some(7)));
+        assert_eq!((summary.fvu, summary.l0), (Some(0.125), Some(7.0)));
+        let warnings = warnings.0.into_inner().unwrap();
+        assert_eq!(
+            warnings,
+            ["the SAE was trained on blocks.1.hook_mlp_out, but these are activations of blocks.1.hook_resid_post"]
+        );
+        let index = FeatureIndex::open(out).unwrap();
+        for f in 0..D_SAE {
+            let values = (0..code.batch()).filter_map(|row| code.row(row).find(|(latent, _)| *latent == f));
+            let values: Vec<f32> = values.map(|(_, value)| value).collect();
+            let found = index.feature(f as u32).unwrap();
+            assert_eq!(found.summary.n_active, values.len() as u64);
+            assert_eq!(found.summary.max, values.iter().fold(0.0, |max, v| v.max(max)));
+            assert_eq!(found.summary.min, values.iter().fold(0.0, |min, v| v.min(min)));
+            assert!(found.top_logits.is_empty() && found.bottom_logits.is_empty());
+        }
+        let bytes = std::fs::read(out.join("examples.parquet")).unwrap();
+        assert!(
+            before.as_ref().is_none_or(|before| *before == bytes),
+            "{per_batch} contexts a batch"
+        );
+        before = Some(bytes);
+    }
+}

@@ -1,21 +1,38 @@
 //! The command line of `sae`: this file dispatches, one file a subcommand does the rest.
 
+mod bars;
 mod completions;
+mod demo;
+mod features;
+mod harvest;
+mod inspect;
+mod interrupt;
+mod limits;
+mod serve;
+mod train;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Train, measure and browse sparse autoencoders on language model activations.
+/// Sparse autoencoders on language model activations: harvest, train, measure, browse.
 #[derive(Parser)]
 #[command(
     name = "sae",
     version,
     about,
     arg_required_else_help = true,
-    subcommand_required = true
+    subcommand_required = true,
+    disable_help_subcommand = true
 )]
-#[command(after_help = "Every command explains itself with examples: sae <COMMAND> --help")]
+#[command(after_help = "\
+The whole way, by hand:
+  sae harvest  --model DIR --text stories.txt --hook blocks.3.hook_resid_post --tokens 1M --out acts/
+  sae train    --acts acts/ --out runs/a --set sae.k=32
+  sae features --sae runs/a --acts acts/ --model DIR --out features/
+  sae serve    features/
+
+Every command explains itself with examples: sae <COMMAND> --help")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -24,12 +41,24 @@ struct Cli {
 /// In the order of the work.
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
+    Harvest(harvest::Args),
+    Train(train::Args),
+    Features(features::Args),
+    Serve(serve::Args),
+    Inspect(inspect::Args),
     Completions(completions::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Harvest(args) => harvest::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Features(args) => features::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Completions(args) => completions::run(args),
     };
     done.unwrap_or_else(|error| {

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
+use serde::Serialize;
+
 use super::batches::Batches;
 use super::recorder::Recorded;
 use super::{HarvestOptions, HarvestPlan};
@@ -14,7 +16,7 @@ use crate::progress::{Outcome, Progress, Stop};
 use crate::store::{CorpusRef, HookSpec, ModelRef, StoreManifest, StoreSpec, StoreWriter};
 
 /// What a harvest did.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct HarvestReport {
     /// Tokens that the model read in this call.
     pub tokens: u64,

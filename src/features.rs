@@ -1,0 +1,282 @@
+//! `sae features`: what every feature of a dictionary does on a text, as an index that can be browsed.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use activations::harvest::{ContextStream, HarvestOptions};
+use activations::hooks::{HookPoint, Site};
+use activations::model::Transformer;
+use activations::store::Store;
+use activations::tokenizer::Tokenizer;
+use activations::{ContextSource, Device, Outcome, Progress, Stop};
+use anyhow::{Context, bail};
+use sae::dictionary::Sae;
+use sae::index::{BuildOptions, IndexManifest, Naming, build, estimate};
+
+use crate::bars::{Bars, count, grouped};
+use crate::harvest::Text;
+use crate::{interrupt, limits};
+
+/// Build the feature index of a dictionary
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sae features --sae runs/a --acts acts/ --out features/
+  sae features --sae runs/a --acts acts/ --model DIR --out features/         # with the logits of every feature
+  sae features --sae runs/a --model DIR --text stories.txt --tokens 1M --out features/
+
+The index is plain Parquet (features.parquet, examples.parquet, contexts.parquet, vocabulary.parquet); look at it with
+`sae serve`.")]
+pub struct Args {
+    /// A run's directory, or one with a dictionary.json
+    #[arg(long, value_name = "DIR")]
+    sae: PathBuf,
+    /// A store made by `sae harvest`
+    #[arg(long, value_name = "DIR", required_unless_present = "text")]
+    acts: Option<PathBuf>,
+    /// A model in Hugging Face's layout; beside --acts it gives the features' logits
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    text: Text,
+    /// Directory of the index
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Replace an index that is there, once the new one is complete
+    #[arg(long)]
+    overwrite: bool,
+    /// Contexts of the largest values of a feature
+    #[arg(long, value_name = "N", default_value_t = BuildOptions::default().top_contexts)]
+    top: usize,
+    /// Quantiles of a feature's values that examples are shown of
+    #[arg(long, value_name = "N", default_value_t = BuildOptions::default().quantiles)]
+    quantiles: u32,
+    /// Of the sampled examples
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// cpu, cuda[:i] or vulkan[:i]
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
+    /// Print the index's manifest as JSON on the standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Builds the index, and says what is in it.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let options = BuildOptions {
+        top_contexts: args.top,
+        quantiles: args.quantiles,
+        seed: args.seed,
+        overwrite: args.overwrite,
+        ..BuildOptions::default()
+    };
+    let source = match (&args.acts, &args.model) {
+        (Some(_), _) if !args.text.is_empty() => bail!("--acts and --text: an index is built from one of them"),
+        (Some(acts), model) => Source::Store {
+            acts,
+            model: model.as_deref(),
+        },
+        (None, Some(model)) => Source::Text {
+            model,
+            text: &args.text,
+        },
+        (None, None) => bail!("--text needs --model: which model should read it?"),
+    };
+    let stop = interrupt::listen()?;
+    let (outcome, manifest) = features(
+        &args.sae,
+        source,
+        &args.out,
+        &options,
+        args.device,
+        &Bars::default(),
+        &stop,
+    )?;
+    if let Some(manifest) = manifest {
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&manifest)?);
+        } else {
+            print_manifest(&manifest, &args.out);
+        }
+    }
+    Ok(interrupt::exit_code(
+        outcome,
+        "the same command: nothing half-made was left",
+    ))
+}
+
+/// Where the activations come from.
+pub enum Source<'a> {
+    /// A store, with a model where logits are wanted.
+    Store {
+        /// The store's directory.
+        acts: &'a Path,
+        /// The model's directory.
+        model: Option<&'a Path>,
+    },
+    /// A model over a text, in memory.
+    Text {
+        /// The model's directory.
+        model: &'a Path,
+        /// The text.
+        text: &'a Text,
+    },
+}
+
+/// Estimates, refuses what cannot fit, and builds the index of the dictionary `sae` in `out`.
+pub fn features(
+    sae: &Path,
+    source: Source<'_>,
+    out: &Path,
+    options: &BuildOptions,
+    device: Device,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> anyhow::Result<(Outcome, Option<IndexManifest>)> {
+    options.validate()?;
+    let (sae, card) = Sae::load(sae, &device.open()?)?;
+    let hook_wanted = card.hook.clone();
+    let mut input = match source {
+        Source::Store { acts, model } => from_store(acts, model, hook_wanted.as_deref(), device)?,
+        Source::Text { model, text } => from_text(model, text, hook_wanted.as_deref(), device)?,
+    };
+    let d_vocab = input.unembedding.as_ref().map_or(0, |u| u.len() / sae.d_in().max(1));
+    let needs = estimate(
+        sae.d_in(),
+        sae.d_sae(),
+        sae.sparsifier.slots(),
+        d_vocab,
+        input.tokens,
+        options,
+    );
+    eprintln!(
+        "{} with {} features over about {} tokens of {}; {}",
+        card.sparsifier.name(),
+        sae.d_sae(),
+        count(input.tokens),
+        input.naming.corpus,
+        limits::estimate(needs.disk_bytes, needs.memory_bytes, None)
+    );
+    limits::check(out, needs.disk_bytes, needs.memory_bytes)?;
+    Ok(build(
+        &sae,
+        &card,
+        input.contexts.as_mut(),
+        &input.vocabulary,
+        input.unembedding.as_deref(),
+        out,
+        options,
+        &input.naming,
+        progress,
+        stop,
+    )?)
+}
+
+/// What an index is built from.
+struct Input {
+    contexts: Box<dyn ContextSource>,
+    vocabulary: Vec<Vec<u8>>,
+    /// `[d_vocab, d_in]`, for hooks of the residual stream.
+    unembedding: Option<Vec<f32>>,
+    naming: Naming,
+    /// How many tokens there are, about.
+    tokens: u64,
+}
+
+fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: Device) -> anyhow::Result<Input> {
+    let store = Store::open(acts)?;
+    let manifest = store.manifest();
+    let spec = &manifest.spec;
+    // The hook that the dictionary was trained on, if the store has it; else the store's only one.
+    let wanted = wanted.filter(|hook| spec.hooks.iter().any(|h| h.name == **hook));
+    let (_, hook) = spec.hook(wanted)?;
+    let tokenizer = match store.file("tokenizer.json") {
+        Some(path) => path,
+        None => model.map(|m| m.join("tokenizer.json")).with_context(|| {
+            format!(
+                "{}: the store has no tokenizer.json; name the model with --model",
+                acts.display()
+            )
+        })?,
+    };
+    let unembedding = match model {
+        Some(model) => logit_directions(&Transformer::load(model, &device.open()?)?, &hook.name, hook.d_in)?,
+        None => None,
+    };
+    Ok(Input {
+        contexts: Box::new(store.contexts(&hook.name)?),
+        vocabulary: Tokenizer::load(&tokenizer)?.vocabulary(),
+        unembedding,
+        naming: Naming {
+            hook: hook.name.clone(),
+            model: spec.model.name.clone(),
+            corpus: spec.corpus.name.clone(),
+        },
+        tokens: manifest.n_rows,
+    })
+}
+
+fn from_text(model: &Path, text: &Text, wanted: Option<&str>, device: Device) -> anyhow::Result<Input> {
+    let hook = wanted.context("the dictionary does not say which hook it belongs to: build its index from --acts")?;
+    let options = HarvestOptions {
+        device,
+        ..text.options(model, vec![hook.to_owned()])
+    };
+    let plan = activations::harvest::plan(&options)?;
+    let tokens = plan.estimate().tokens;
+    let d_in = plan.model().hook_width(hook.parse()?);
+    let naming = Naming {
+        hook: hook.to_owned(),
+        model: model_name(model),
+        corpus: plan.corpus().name().to_owned(),
+    };
+    let vocabulary = plan.corpus().tokenizer().vocabulary();
+    let unembedding = logit_directions(plan.model(), hook, d_in)?;
+    Ok(Input {
+        contexts: Box::new(ContextStream::new(plan)?),
+        vocabulary,
+        unembedding,
+        naming,
+        tokens,
+    })
+}
+
+/// What people call a model: the name of its directory.
+fn model_name(dir: &Path) -> String {
+    let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The directions that logits read from the values at `hook`, `[d_vocab, d_in]`; nothing where a value is not added to
+/// the residual stream, so that it has no direct path to the logits.
+fn logit_directions(model: &Transformer, hook: &str, d_in: usize) -> anyhow::Result<Option<Vec<f32>>> {
+    let direct = match HookPoint::parse_for(hook, model.config().n_layers)? {
+        HookPoint::Embed | HookPoint::FinalNormalized => true,
+        HookPoint::Block(_, site) => matches!(
+            site,
+            Site::ResidPre | Site::ResidMid | Site::ResidPost | Site::AttnOut | Site::MlpOut
+        ),
+    };
+    if direct && model.config().d_model != d_in {
+        bail!(
+            "activations of {hook} have width {d_in}, but the model's residual stream has {}",
+            model.config().d_model
+        );
+    }
+    Ok(if direct { Some(model.unembedding()?) } else { None })
+}
+
+fn print_manifest(manifest: &IndexManifest, out: &Path) {
+    let dictionary = &manifest.dictionary;
+    println!(
+        "{} features over {} tokens in {} contexts",
+        grouped(manifest.d_sae as u64),
+        count(manifest.tokens),
+        count(manifest.contexts)
+    );
+    if let (Some(l0), Some(dead)) = (dictionary.l0, dictionary.dead) {
+        println!("L0 {l0:.1}, {:.1}% never fire here", 100.0 * dead);
+    }
+    println!("index  {}   look at it: sae serve {}", out.display(), out.display());
+}

@@ -1,0 +1,178 @@
+//! `sae harvest`: a model over a text, its activations to a store.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use activations::corpus::InvalidUtf8;
+use activations::harvest::{self, HarvestOptions, HarvestReport};
+use activations::{ActDtype, Device, Outcome, Progress, Stop};
+use clap::ValueEnum;
+
+use crate::bars::{Bars, bytes, count, parse_count};
+use crate::{interrupt, limits};
+
+/// Record a model's activations over a text, into a Parquet store
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sae harvest --model stories15M/ --text stories.txt --hook blocks.3.hook_resid_post --tokens 1M --out acts/
+  sae harvest --model stories15M/ --text books/ --hook blocks.2.hook_mlp_out --hook blocks.3.hook_resid_post --out acts/
+  sae harvest … --out acts/ --resume      # after Ctrl-C, a crash or kill -9: the same bytes as if never stopped
+
+Hooks have TransformerLens' names; a wrong one is answered with those that the model has. BOS and EOS get no rows
+(BOS is an attention sink) unless --keep-special. Three lines of Python read the store: activations/STORE.md.")]
+pub struct Args {
+    /// A model in Hugging Face's layout: config.json, model.safetensors (or shards), tokenizer.json
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    #[command(flatten)]
+    text: Text,
+    /// Where in the model, such as blocks.3.hook_resid_post (repeatable: one pass records all)
+    #[arg(long = "hook", value_name = "HOOK", required = true)]
+    hooks: Vec<String>,
+    /// Directory of the store; must be new or empty, unless --resume
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Number format of the store: f16, bf16 or f32
+    #[arg(long, value_name = "DTYPE", default_value = "f16")]
+    dtype: ActDtype,
+    /// Give BOS and EOS rows, too
+    #[arg(long)]
+    keep_special: bool,
+    /// cpu, cuda[:i] or vulkan[:i]
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
+    /// Continue an unfinished store in --out
+    #[arg(long)]
+    resume: bool,
+    /// Print a JSON summary on the standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which text, and how it is cut: shared by `harvest` and `features`.
+#[derive(clap::Args, Clone, Default)]
+pub struct Text {
+    /// Text files, and directories of .txt files
+    #[arg(id = "text", long, value_name = "PATH", num_args = 1..)]
+    paths: Vec<PathBuf>,
+    /// Stop after so many tokens: 250000, 250k, 1.5M (default: all of the text)
+    #[arg(long, value_name = "COUNT", value_parser = parse_count)]
+    tokens: Option<u64>,
+    /// Tokens of a context, BOS included (default: the model's longest, at most 1024)
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// A line that separates documents within a file, such as '<|end|>' (default: a file is a document)
+    #[arg(long, value_name = "LINE")]
+    separator: Option<String>,
+    /// What to do about bytes that are not UTF-8
+    #[arg(long, value_name = "HOW", default_value = "refuse")]
+    invalid_utf8: Invalid,
+}
+
+/// [`InvalidUtf8`] as a flag.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Invalid {
+    /// Stop with an error naming the file and the byte
+    #[default]
+    Refuse,
+    /// Put U+FFFD in their place and count them
+    Replace,
+}
+
+impl Text {
+    /// All of one file, whose documents lie between lines that are `separator`.
+    pub fn of(path: &Path, separator: &str) -> Self {
+        Self {
+            paths: vec![path.to_owned()],
+            separator: Some(separator.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// Whether none was named.
+    pub fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// The text read by `model` at `hooks`.
+    pub fn options(&self, model: &Path, hooks: Vec<String>) -> HarvestOptions {
+        HarvestOptions {
+            hooks,
+            tokens: self.tokens,
+            context: self.context,
+            separator: self.separator.clone(),
+            invalid_utf8: match self.invalid_utf8 {
+                Invalid::Refuse => InvalidUtf8::Refuse,
+                Invalid::Replace => InvalidUtf8::Replace,
+            },
+            ..HarvestOptions::new(model, self.paths.clone(), String::new())
+        }
+    }
+}
+
+/// Harvests, and says what was made.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.text.is_empty() {
+        anyhow::bail!("no text: name files or directories with --text");
+    }
+    let options = HarvestOptions {
+        dtype: args.dtype,
+        keep_special: args.keep_special,
+        device: args.device,
+        ..args.text.options(&args.model, args.hooks.clone())
+    };
+    let stop = interrupt::listen()?;
+    let (outcome, report) = harvest(&options, &args.out, args.resume, &Bars::default(), &stop)?;
+    if outcome == Outcome::Finished {
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            print_report(&report, &args.out);
+        }
+    }
+    Ok(interrupt::exit_code(outcome, "the same command and --resume"))
+}
+
+/// Estimates, refuses what cannot fit, and harvests into `out`.
+pub fn harvest(
+    options: &HarvestOptions,
+    out: &Path,
+    resume: bool,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> anyhow::Result<(Outcome, HarvestReport)> {
+    let plan = harvest::plan(options)?;
+    let needs = plan.estimate();
+    eprintln!(
+        "about {} tokens of {} in {} contexts; {}",
+        count(needs.tokens),
+        plan.corpus().name(),
+        count(needs.contexts),
+        limits::estimate(needs.disk_bytes, needs.memory_bytes, Some(needs.seconds()))
+    );
+    limits::check(out, needs.disk_bytes, needs.memory_bytes)?;
+    Ok(harvest::run(&plan, out, resume, progress, stop)?)
+}
+
+fn print_report(report: &HarvestReport, out: &Path) {
+    if let Some(manifest) = &report.manifest {
+        println!(
+            "{} rows of {} tokens in {} contexts",
+            count(manifest.n_rows),
+            count(manifest.n_tokens),
+            count(manifest.n_contexts)
+        );
+        println!("store  {} ({})", out.display(), bytes(manifest.bytes()));
+    }
+    let rate = report.tokens as f64 / report.seconds.max(1e-9);
+    println!(
+        "{} in {}, {} tokens/s",
+        count(report.tokens),
+        limits::duration(report.seconds),
+        count(rate as u64)
+    );
+    if report.replaced > 0 {
+        println!("{} sequences were not UTF-8 and were replaced", report.replaced);
+    }
+}

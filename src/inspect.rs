@@ -1,0 +1,229 @@
+//! `sae inspect`: what a file or directory is.
+
+mod facts;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use activations::model::Transformer;
+use activations::npy::Npy;
+use activations::safetensors_file::SafeTensors;
+use activations::store::{Store, StoreManifest, StoreState};
+use anyhow::bail;
+use sae::dictionary::{CARD, Sae};
+use sae::index::FeatureIndex;
+use serde_json::json;
+
+use self::facts::Facts;
+/// Say what a file or directory is: its shape, where it comes from, its size, whether it is whole
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sae inspect acts/               # a store: hook, rows, model, text, shards
+  sae inspect runs/a              # a run: how far it is, its dictionary and quality
+  sae inspect features/           # an index: features alive, tokens seen
+  sae inspect models/stories15M   # a model: sizes, and the hooks it has
+  sae inspect vision.npy --json
+
+Exits with 1 where something is damaged or unfinished, and says what to do.")]
+pub struct Args {
+    /// A store, a run or dictionary, an index, a model's directory, a .npy or a .safetensors
+    path: PathBuf,
+    /// Print JSON on the standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks, and prints.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let facts = look(&args.path)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&facts.json())?);
+    } else {
+        print!("{facts}");
+    }
+    Ok(if facts.whole() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn look(path: &Path) -> anyhow::Result<Facts> {
+    if !path.exists() {
+        bail!("{}: no such file or directory", path.display());
+    }
+    if path.is_file() {
+        return match path.extension().and_then(|e| e.to_str()) {
+            Some("npy") => npy(path),
+            Some("safetensors") => safetensors(path),
+            _ => bail!(
+                "{}: not a .npy nor a .safetensors; directories are looked at whole",
+                path.display()
+            ),
+        };
+    }
+    let has = |name: &str| path.join(name).exists();
+    if has("features.parquet") || has("features.parquet.tmp") {
+        return index(path);
+    }
+    match activations::store::state(path)? {
+        StoreState::Finished(_) => return store(path),
+        StoreState::Unfinished(spec) => {
+            let mut facts = Facts::new("store", path);
+            facts.say("hooks", hooks(&spec));
+            facts.say("model", spec.model.name.clone());
+            facts.broken("unfinished: continue with the same `sae harvest` command and --resume");
+            return Ok(facts);
+        }
+        StoreState::Absent | StoreState::Foreign(_) => {}
+    }
+    if has(CARD) || has("run.toml") {
+        return run_or_dictionary(path);
+    }
+    if has("config.json") {
+        return model(path);
+    }
+    bail!(
+        "{}: nothing of ours: a store or index has a manifest.json, a run a run.toml, a dictionary a {CARD}, \
+         a model a config.json",
+        path.display()
+    );
+}
+
+fn npy(path: &Path) -> anyhow::Result<Facts> {
+    let array = Npy::open(path)?;
+    let mut facts = Facts::new("array", path);
+    facts.number("rows", array.n_rows() as u64);
+    facts.number("d_in", array.d_in() as u64);
+    facts.say("dtype", array.dtype().to_string());
+    facts.size((array.n_rows() * array.d_in() * array.dtype().size()) as u64);
+    Ok(facts)
+}
+
+fn safetensors(path: &Path) -> anyhow::Result<Facts> {
+    let file = SafeTensors::open(path)?;
+    let mut facts = Facts::new("tensors", path);
+    let mut names: Vec<&str> = file.names().collect();
+    names.sort_unstable();
+    for name in names {
+        facts.say(name, format!("{:?}", file.shape(name).unwrap_or_default()));
+    }
+    facts.size(std::fs::metadata(path)?.len());
+    Ok(facts)
+}
+
+fn hooks(spec: &activations::store::StoreSpec) -> String {
+    let one = |h: &activations::store::HookSpec| format!("{} (d_in {})", h.name, h.d_in);
+    spec.hooks.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn store(path: &Path) -> anyhow::Result<Facts> {
+    // Opening checks every shard's footer against the manifest.
+    let store = Store::open(path)?;
+    let manifest: &StoreManifest = store.manifest();
+    let spec = &manifest.spec;
+    let mut facts = Facts::new("store", path);
+    facts.say("hooks", hooks(spec));
+    facts.number("rows", manifest.n_rows);
+    facts.number("tokens", manifest.n_tokens);
+    facts.number("contexts", manifest.n_contexts);
+    facts.number("context_length", spec.context_length as u64);
+    facts.say("dtype", spec.dtype.to_string());
+    facts.say("model", spec.model.name.clone());
+    facts.say("text", spec.corpus.name.clone());
+    facts.say(
+        "special tokens",
+        if spec.skip_special { "have no rows" } else { "have rows" },
+    );
+    facts.number("shards", manifest.shards.len() as u64);
+    facts.size(manifest.bytes());
+    facts.detail("manifest", serde_json::to_value(manifest)?);
+    Ok(facts)
+}
+
+fn run_or_dictionary(path: &Path) -> anyhow::Result<Facts> {
+    let run = path.join("run.toml").exists();
+    let mut facts = Facts::new(if run { "run" } else { "dictionary" }, path);
+    if !path.join(CARD).exists() {
+        facts.broken(format!(
+            "unfinished: continue with sae train --out {} --resume",
+            path.display()
+        ));
+        return Ok(facts);
+    }
+    // Loading checks every parameter: names, shapes, finite values.
+    let (_, card) = Sae::load(path, &activations::Device::Cpu.open()?)?;
+    facts.say("method", card.sparsifier.name());
+    facts.number("d_sae", card.d_sae as u64);
+    facts.number("d_in", card.d_in as u64);
+    facts.optional("hook", card.hook.clone());
+    facts.optional("model", card.model.as_ref().map(|m| m.name.clone()));
+    facts.number("trained tokens", card.trained_tokens);
+    if let Some(quality) = card.held_out {
+        facts.figure("fvu", quality.fvu, 4);
+        facts.figure("l0", quality.l0, 2);
+        facts.figure("dead share", quality.dead_share, 4);
+        facts.number("held-out rows", quality.rows);
+    }
+    facts.size(std::fs::metadata(path.join(sae::dictionary::PARAMETERS))?.len());
+    facts.detail("card", serde_json::to_value(&card)?);
+    Ok(facts)
+}
+
+fn index(path: &Path) -> anyhow::Result<Facts> {
+    let index = FeatureIndex::open(path)?;
+    let manifest = index.manifest();
+    let alive = index.summaries().iter().filter(|f| f.alive).count();
+    let mut facts = Facts::new("index", path);
+    facts.number("features", manifest.d_sae as u64);
+    facts.number("alive", alive as u64);
+    facts.say("method", manifest.dictionary.activation.clone());
+    facts.say("hook", manifest.hook.clone());
+    facts.say("model", manifest.model.clone());
+    facts.say("text", manifest.corpus.clone());
+    facts.number("tokens", manifest.tokens);
+    facts.number("contexts", manifest.contexts);
+    if let Some(l0) = manifest.dictionary.l0 {
+        facts.figure("l0", l0, 2);
+    }
+    let files = [
+        "features.parquet",
+        "examples.parquet",
+        "contexts.parquet",
+        "vocabulary.parquet",
+    ];
+    let mut size = 0;
+    for name in files {
+        size += std::fs::metadata(path.join(name))?.len();
+    }
+    facts.size(size);
+    facts.detail("manifest", json!(manifest));
+    Ok(facts)
+}
+
+fn model(path: &Path) -> anyhow::Result<Facts> {
+    // Loading checks that every tensor is there and has the shape that the configuration promises.
+    let model = Transformer::load(path, &activations::Device::Cpu.open()?)?;
+    let config = model.config();
+    let mut facts = Facts::new("model", path);
+    facts.number("layers", config.n_layers as u64);
+    facts.number("d_model", config.d_model as u64);
+    facts.number("heads", config.n_heads as u64);
+    facts.number("key and value heads", config.n_kv_heads as u64);
+    facts.number("d_mlp", config.d_mlp as u64);
+    facts.number("vocabulary", config.d_vocab as u64);
+    facts.number("longest context", config.max_context as u64);
+    facts.number("parameters", model.num_parameters());
+    facts.say("hooks", activations::hooks::listing(config.n_layers));
+    let tokenizer = path.join("tokenizer.json");
+    facts.say(
+        "tokenizer",
+        if tokenizer.exists() {
+            "tokenizer.json"
+        } else {
+            "none: `sae harvest` needs a tokenizer.json"
+        },
+    );
+    Ok(facts)
+}

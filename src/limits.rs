@@ -1,0 +1,93 @@
+//! Before a long command starts: what it will cost, and a refusal where that cannot fit.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::bars::bytes;
+
+/// Refuses what cannot fit on the disk of `out` or in the free memory. Both in bytes.
+///
+/// The memory figure counts only what the command allocates; page cache is the system's business.
+pub fn check(out: &Path, disk: u64, memory: u64) -> anyhow::Result<()> {
+    let free_disk = free_disk(out)?;
+    if disk > free_disk {
+        bail!(
+            "{}: {} are needed but {} are free on that disk",
+            out.display(),
+            bytes(disk),
+            bytes(free_disk)
+        );
+    }
+    let Ok(mut system) = sysinfo::System::new() else {
+        return Ok(()); // a system that cannot be asked
+    };
+    system.refresh_memory();
+    let free_memory = system.available_memory();
+    if memory > free_memory {
+        bail!(
+            "{} of memory are needed but {} are free: use smaller sizes",
+            bytes(memory),
+            bytes(free_memory)
+        );
+    }
+    Ok(())
+}
+
+/// One line for people before the work starts: `about 1.5 GB of memory, 80 MB of disk, 45 s`.
+pub fn estimate(disk: u64, memory: u64, seconds: Option<f64>) -> String {
+    let time = seconds.map(|s| format!(", {}", duration(s))).unwrap_or_default();
+    format!("about {} of memory, {} of disk{time}", bytes(memory), bytes(disk))
+}
+
+/// Free bytes on the disk that will hold `out`, which need not exist yet.
+fn free_disk(out: &Path) -> anyhow::Result<u64> {
+    let absolute = std::path::absolute(out).with_context(|| format!("{}", out.display()))?;
+    let existing = absolute
+        .ancestors()
+        .find(|p| p.exists())
+        .map_or(PathBuf::from("/"), Path::to_path_buf);
+    let existing = existing.canonicalize().unwrap_or(existing);
+    let Ok(disks) = sysinfo::Disks::new_with_refreshed_list() else {
+        return Ok(u64::MAX);
+    };
+    // The longest mount point that is a prefix is the file system the path lies on. A system that lists no disks
+    // (some containers) cannot be asked; the write itself will say when it is full.
+    Ok(disks
+        .iter()
+        .filter(|d| existing.starts_with(d.mount_point()))
+        .max_by_key(|d| d.mount_point().as_os_str().len())
+        .map_or(u64::MAX, |d| d.available_space()))
+}
+
+/// Seconds as people say them: `45 s`, `3 min 20 s`, `2 h 05 min`.
+pub fn duration(seconds: f64) -> String {
+    let s = seconds.round().max(0.0) as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
+        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_fit_is_refused_before_it_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("not/there/yet");
+        assert!(check(&out, 1, 1).is_ok());
+        let memory = check(&out, 1, u64::MAX).unwrap_err().to_string();
+        assert!(memory.contains("memory"), "{memory}");
+    }
+
+    #[test]
+    fn durations_read_like_speech() {
+        assert_eq!(
+            [duration(45.2), duration(200.0), duration(7500.0)],
+            ["45 s", "3 min 20 s", "2 h 05 min"]
+        );
+    }
+}

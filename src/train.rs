@@ -1,0 +1,150 @@
+//! `sae train`: activations to a sparse dictionary.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use activations::{Outcome, Progress, Stop};
+use anyhow::{Context, bail};
+use sae::config::{RUN_TOML, RunConfig};
+use sae::train::{RunSummary, TrainPlan};
+
+use crate::bars::{Bars, count};
+use crate::{interrupt, limits};
+
+/// Train a sparse dictionary on activations
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  sae train --acts acts/ --out runs/a
+  sae train --acts acts/ --out runs/b --set sae.method=abs_topk --set sae.k=16 --set sae.expansion=16
+  sae train --acts vision.npy --out runs/c --set train.tokens=20000000     # [n, d] of float32 or float16, any model
+  sae train --config run.toml --out runs/d
+  sae train --out runs/d --resume                                         # after Ctrl-C, a crash or kill -9
+
+What can be set, with defaults: every key of the run.toml that a run writes beside its results.
+A run directory holds run.toml, metrics.jsonl, curves.svg, checkpoint/, and at the end the dictionary
+(dictionary.json, dictionary.safetensors) and summary.json.")]
+pub struct Args {
+    /// A store made by `sae harvest`, or a .npy with an array [n, d] (float32 or float16)
+    #[arg(long, value_name = "PATH")]
+    acts: Option<PathBuf>,
+    /// Directory of the run; must not hold one, unless --resume
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The hook to train on, when the store has several
+    #[arg(long, value_name = "HOOK")]
+    hook: Option<String>,
+    /// A run.toml; --acts, --hook and --set go over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one key, as in run.toml: --set sae.k=32 (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_setting)]
+    set: Vec<(String, String)>,
+    /// cpu, cuda[:i] or vulkan[:i]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Continue the run in --out from its last checkpoint, to the same bytes as if it had not stopped
+    #[arg(long)]
+    resume: bool,
+    /// Print the summary as JSON on the standard output
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err(format!("{text:?} is not KEY=VALUE, such as sae.k=32")),
+    }
+}
+
+/// Trains, and says what came out.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = configuration(&args)?;
+    let stop = interrupt::listen()?;
+    let (outcome, summary) = train(&config, &args.out, args.resume, &Bars::default(), &stop)?;
+    if let Some(summary) = summary {
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&summary)?);
+        } else {
+            print_summary(&summary, &args.out);
+        }
+    }
+    Ok(interrupt::exit_code(
+        outcome,
+        &format!("sae train --out {} --resume", args.out.display()),
+    ))
+}
+
+/// The file (on resuming, the run's own unless another is named), with the flags over it.
+fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
+    let mut overrides = args.set.clone();
+    if let Some(acts) = &args.acts {
+        let acts = acts
+            .to_str()
+            .with_context(|| format!("{}: a path in run.toml must be UTF-8", acts.display()))?;
+        overrides.push(("data.acts".into(), toml_string(acts)));
+    }
+    if let Some(hook) = &args.hook {
+        overrides.push(("data.hook".into(), toml_string(hook)));
+    }
+    if let Some(device) = &args.device {
+        overrides.push(("train.device".into(), toml_string(device)));
+    }
+    let own = args.out.join(RUN_TOML);
+    let file = match &args.config {
+        Some(file) => Some(file.as_path()),
+        None if args.resume && own.exists() => Some(own.as_path()),
+        None if args.resume => bail!("{}: no run to resume there: it has no {RUN_TOML}", args.out.display()),
+        None => None,
+    };
+    let config = RunConfig::load(file, &overrides)?;
+    if config.data.acts.is_none() {
+        bail!("nothing to train on: give --acts, or data.acts in the configuration");
+    }
+    Ok(config)
+}
+
+/// `text` as TOML writes it, so that a path is never mistaken for a number.
+fn toml_string(text: &str) -> String {
+    // JSON's escapes are a subset of those of TOML's basic strings.
+    serde_json::Value::from(text).to_string()
+}
+
+/// Estimates, refuses what cannot fit, and trains into `out`.
+pub fn train(
+    config: &RunConfig,
+    out: &Path,
+    resume: bool,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> anyhow::Result<(Outcome, Option<RunSummary>)> {
+    let plan: TrainPlan = sae::train::plan(config)?;
+    eprintln!("{plan}");
+    limits::check(out, plan.disk_bytes, plan.memory_bytes)?;
+    sae::kernels::keep_freed_memory();
+    Ok(sae::train::run(config, out, resume, progress, stop)?)
+}
+
+fn print_summary(summary: &RunSummary, out: &Path) {
+    let quality = &summary.held_out;
+    println!(
+        "{}, {} latents of width {}",
+        summary.method, summary.d_sae, summary.d_in
+    );
+    println!(
+        "{} steps over {} tokens in {}",
+        summary.steps,
+        count(summary.tokens),
+        limits::duration(summary.seconds)
+    );
+    println!(
+        "FVU {:.4}, L0 {:.1}, {:.1}% dead, on {} held-out rows",
+        quality.fvu,
+        quality.l0,
+        100.0 * quality.dead_share,
+        count(quality.rows)
+    );
+    println!("dictionary  {}", out.join("dictionary.safetensors").display());
+    println!("curves      {}", out.join("curves.svg").display());
+}

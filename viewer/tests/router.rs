@@ -1,5 +1,7 @@
 //! The router, asked without a socket: what it gives, and what it refuses.
 
+#![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
+
 #[path = "support/story.rs"]
 mod story;
 

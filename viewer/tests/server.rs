@@ -1,5 +1,7 @@
 //! The server with a socket: where it listens, and how it says that it cannot.
 
+#![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
+
 #[path = "support/story.rs"]
 mod story;
 

@@ -187,11 +187,13 @@ export async function atlas({ index, parameters, go, link, signal }) {
     plot.ring(i);
     clearTimeout(waiting);
     if (!matchMedia('(min-width: 1100px)').matches) return;
-    waiting = setTimeout(async () => {
-      const detail = await api.feature(id, i).catch(() => null);
-      if (wanted !== i || signal.aborted) return;
-      card.replaceChildren(...previewOf(i, detail, open(i)));
-    }, 60);
+    waiting = setTimeout(() => fillPreview(i), 60);
+  }
+
+  async function fillPreview(i) {
+    const detail = await api.feature(id, i).catch(() => null);
+    if ((wanted >= 0 && wanted !== i) || signal.aborted) return;
+    card.replaceChildren(...previewOf(i, detail, open(i)));
   }
 
   const view = h('div', { class: 'atlas' },
@@ -229,10 +231,8 @@ export async function atlas({ index, parameters, go, link, signal }) {
         if (row >= 0) table.focus(row);
       } else {
         const first = table.items.find((i) => columns.n_active[i] > 0);
-        if (first !== undefined) preview(first);
-        wanted = -1;
-        table.mark(-1);
-        plot.ring(-1);
+        // The preview is not empty at first, but nothing is marked: nobody has pointed at anything.
+        if (first !== undefined) fillPreview(first);
       }
     },
     keys(key, event) {

@@ -2,7 +2,7 @@
 
 import { h, vary } from './dom.js';
 import { count, exact, value } from './format.js';
-import { draw } from './tokens.js';
+import { direction, draw } from './tokens.js';
 import { explain } from './tooltip.js';
 
 /** How much of the context is drawn: tokens before and after the peak. */
@@ -59,7 +59,7 @@ function tip(group, text) {
 /** One line without controls, for previews. */
 export function strip(detail, example) {
   const { list } = groups(detail, example, { before: 9, after: 5 });
-  return h('div', { class: 'strip', dir: 'auto' }, list.map((group) => {
+  return h('div', { class: 'strip', dir: direction(list.map((g) => g.piece)) }, list.map((group) => {
     const token = h('span', { class: 'token' }, draw(group.piece));
     return group.active.length > 0 ? paint(token, detail, group) : token;
   }));
@@ -68,7 +68,7 @@ export function strip(detail, example) {
 /** One example with its values. Its active tokens are one stop of the Tab key; arrows go along them. */
 export function example(detail, shown, width) {
   const { text, list, cutBefore, cutAfter } = groups(detail, shown, WIDTHS[width]);
-  const line = h('div', { class: 'text', dir: 'auto' });
+  const line = h('div', { class: 'text', dir: direction(list.map((g) => g.piece)) });
   if (cutBefore) line.append(h('span', { class: 'cut', 'aria-hidden': 'true' }, '\u2026'));
   for (const group of list) {
     const token = h('span', { class: 'token' }, draw(group.piece));

@@ -62,7 +62,8 @@ function* drawText(text, edges) {
 export function draw(piece, { edges = false } = {}) {
   if (piece === null) return [];
   if (typeof piece === 'string') return [...drawText(piece, edges)];
-  if (piece.length === 0) return [mark('empty')];
+  // A special token, such as the one that begins a context.
+  if (piece.length === 0) return [mark('\u25c7')];
   return piece.flatMap((part) => (typeof part === 'number' ? [mark(hex(part, 2))] : [...drawText(part, edges)]));
 }
 
@@ -71,6 +72,13 @@ export function plain(piece) {
   if (piece === null) return '';
   if (typeof piece === 'string') return piece;
   return piece.map((part) => (typeof part === 'number' ? `\\x${hex(part, 2)}` : part)).join('');
+}
+
+/** The direction that most letters have: one Arabic word does not turn an English line around. */
+export function direction(pieces) {
+  const text = pieces.map(plain).join('');
+  const backward = text.match(/[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/g)?.length ?? 0;
+  return 2 * backward > (text.match(/\p{L}/gu)?.length ?? 0) ? 'rtl' : 'ltr';
 }
 
 /** A token on its own, isolated from the direction of the text around it. */

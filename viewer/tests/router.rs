@@ -210,21 +210,15 @@ async fn signed_codes_have_both_poles_and_dead_features_no_examples() {
             ..Story::default()
         },
     )]);
-    let mut page = serde_json::Value::Null;
-    for feature in 0..31 {
-        page = site.json(&format!("/api/indexes/signed/features/{feature}")).await;
-        if page["min"].as_f64().unwrap() < 0.0 && page["max"].as_f64().unwrap() > 0.0 {
-            break;
-        }
-    }
-    let strata: Vec<&str> = page["strata"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| s["stratum"].as_str().unwrap())
-        .collect();
+    let columns = site.json("/api/indexes/signed/summaries").await;
+    let is_both = |i: &usize| columns["max"][i].as_f64() > Some(0.0) && columns["min"][i].as_f64() < Some(0.0);
+    let both = (0..60).find(is_both).unwrap();
+    let page = site.json(&format!("/api/indexes/signed/features/{both}")).await;
+    let strata = page["strata"].as_array().unwrap().iter();
+    let strata: Vec<&str> = strata.map(|s| s["stratum"].as_str().unwrap()).collect();
     assert_eq!(&strata[..2], ["top", "bottom"]);
     assert!(page["min"].as_f64().unwrap() < 0.0);
+    assert!(!page["negative"]["counts"].as_array().unwrap().is_empty());
     assert_eq!(page["top_logits"], serde_json::json!([]));
     let dead = site.json("/api/indexes/signed/features/7").await;
     assert_eq!(dead["alive"], false);

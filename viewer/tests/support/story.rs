@@ -257,13 +257,11 @@ impl Vocabulary {
             let sentence = if first {
                 SENTENCES[0]
             } else {
-                SENTENCES[1 + random.below(SENTENCES.len() - 1)]
+                *random.pick(&SENTENCES[1..])
             };
             first = false;
             for part in sentence.split('|') {
-                let word = part
-                    .parse::<usize>()
-                    .map_or(part, |group| random.pick::<&str>(GROUPS[group]));
+                let word = part.parse::<usize>().map_or(part, |group| *random.pick(GROUPS[group]));
                 tokens.push(self.ids[word]);
             }
         }

@@ -1,0 +1,165 @@
+"""Times whole commands of `sae` and of its peers, alternating, and writes medians and ratios to a JSON file.
+
+Usage: compare.py --model DIR --text FILE --out docs/performance.json [--sae target/release/sae] [--rounds 3]
+                  [--only harvest,train,store,index]
+
+Every figure is the median over `--rounds` alternations, with the smallest and largest beside it: the machine may be
+shared, so ratios mean more than times. Peak memory is the system's own figure for the process and its children.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve().parent
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--model", required=True)
+parser.add_argument("--text", required=True)
+parser.add_argument("--out", required=True)
+parser.add_argument("--sae", default="target/release/sae")
+parser.add_argument("--examples", default="target/release/examples")
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--tokens", type=int, default=100_000)
+parser.add_argument("--steps", type=int, default=8)
+parser.add_argument("--only", default="harvest,train,store,index")
+args = parser.parse_args()
+work = Path(tempfile.mkdtemp(prefix="sae-compare-"))
+
+
+def run(*command):
+    """Runs a command; returns the last line of its output, read as JSON, and its peak memory in MB."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(write, 1)
+        os.execvpe(str(command[0]), [str(c) for c in command], {**os.environ, "RAYON_NUM_THREADS": "2"})
+    os.close(write)
+    with os.fdopen(read) as out:
+        text = out.read()
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit(f"failed: {' '.join(map(str, command))}\n{text}")
+    start = text.find("{\n") if text.lstrip().startswith("{") else text.rfind("\n{") + 1
+    return json.loads(text[max(start, 0):]), usage.ru_maxrss / 1024
+
+
+def alternate(contestants):
+    """{name: a function that returns a dict of figures} -> {name: {figure: {median, min, max}}}"""
+    seen = {name: [] for name in contestants}
+    for number in range(args.rounds):
+        for name, contestant in contestants.items():
+            figures = contestant()
+            print(f"round {number + 1}  {name}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
+            seen[name].append(figures)
+    return {
+        name: {k: dict(median=median(r[k] for r in runs), min=min(r[k] for r in runs), max=max(r[k] for r in runs))
+               for k in runs[0]}
+        for name, runs in seen.items()
+    }
+
+
+def harvest():
+    def ours():
+        out = work / "acts"
+        subprocess.run(["rm", "-rf", out], check=True)
+        made, peak = run(args.sae, "harvest", "--model", args.model, "--text", args.text, "--hook",
+                         "blocks.3.hook_resid_post", "--tokens", args.tokens, "--out", out, "--json")
+        return {"tokens_per_s": made["tokens_per_s"], "peak_rss_mb": peak}
+
+    def transformers():
+        made, peak = run(sys.executable, HERE / "harvest_peer.py", args.model, args.text, 3, args.tokens)
+        return {"tokens_per_s": made["tok_s"], "peak_rss_mb": peak}
+
+    return alternate({"sae": ours, "transformers": transformers})
+
+
+def train():
+    d_in, d_sae, k, batch = 768, 16384, 32, 4096
+    acts = work / "acts.npy"
+    subprocess.run([sys.executable, HERE / "make_acts.py", acts, "768", "16384", "65536"], check=True)
+    data_mb = acts.stat().st_size / 2**20
+
+    def ours():
+        out = work / "run"
+        subprocess.run(["rm", "-rf", out], check=True)
+        made, peak = run(args.sae, "train", "--acts", acts, "--out", out, "--json", "--set", f"sae.d_sae={d_sae}",
+                         "--set", f"sae.k={k}", "--set", f"train.batch={batch}", "--set", f"train.steps={args.steps}",
+                         "--set", "data.held_out_rows=4096", "--set", "train.warmup_steps=0", "--set", "train.lr=3e-4")
+        # The array is mapped: what the kernel keeps of it in memory counts towards the process, as for the peers.
+        return {"step_s": made["step_s"], "fvu": made["fvu"], "peak_rss_mb": peak, "peak_less_data_mb": peak - data_mb}
+
+    def peer(name, *flags):
+        def contestant():
+            made, peak = run(sys.executable, HERE / "train_peer.py", name, acts, "--d-sae", d_sae, "--k", k, "--batch",
+                             batch, "--steps", args.steps, *flags)
+            return {"step_s": made["step_s"], "fvu": made["fvu"], "peak_rss_mb": made["peak_rss_mb"],
+                    "peak_less_data_mb": made["peak_less_data_mb"]}
+        return contestant
+
+    return alternate({
+        "sae": ours, "sparsify": peer("sparsify"), "sparsify bf16": peer("sparsify", "--bf16"),
+        "saelens": peer("saelens"),
+    })
+
+
+def example(name, *flags):
+    def contestant():
+        made, peak = run(Path(args.examples) / name, *flags)
+        numbers = {k: v for k, v in made.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        return {**numbers, "peak_rss_mb": peak}
+    return contestant
+
+
+def store():
+    return alternate({"store_bench": example("store_bench")})
+
+
+def index():
+    return alternate({"index_bench": example("index_bench", "--tokens", 1_000_000, "--d-in", 288, "--d-sae", 4096,
+                                              "--k", 32)})
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def version_of(package):
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu():
+    try:
+        return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+out = Path(args.out)
+results = json.loads(out.read_text()) if out.exists() else {}
+results["machine"] = {"cpu": cpu(), "cores": os.cpu_count(), "system": platform.platform()}
+for name in args.only.split(","):
+    print(f"== {name}", flush=True)
+    results[name] = {
+        "made_with": {
+            "sae": sha256(args.sae), "scripts": {p.name: sha256(p) for p in sorted(HERE.glob("*.py"))},
+            "packages": {p: version_of(p) for p in
+                         ("torch", "transformers", "sae-lens", "eai-sparsify")},
+            "rounds": args.rounds, "steps": args.steps, "tokens": args.tokens,
+        },
+        "medians": globals()[name](),
+    }
+    out.write_text(json.dumps(results, indent=1) + "\n")
+subprocess.run(["rm", "-rf", work], check=True)

@@ -60,7 +60,9 @@ function tip(group, text) {
 export function strip(detail, example) {
   const { list } = groups(detail, example, { before: 9, after: 5 });
   return h('div', { class: 'strip', dir: direction(list.map((g) => g.piece)) }, list.map((group) => {
-    const token = h('span', { class: 'token' }, draw(group.piece));
+    // Lines of a list begin at the same place.
+    const piece = group === list[0] && typeof group.piece === 'string' ? group.piece.trimStart() || ' ' : group.piece;
+    const token = h('span', { class: 'token' }, draw(piece));
     return group.active.length > 0 ? paint(token, detail, group) : token;
   }));
 }
@@ -75,6 +77,7 @@ export function example(detail, shown, width) {
     if (group.active.length > 0) {
       paint(token, detail, group);
       token.setAttribute('role', 'button');
+      if (token.textContent.trim() === '') token.setAttribute('aria-label', 'space');
       token.setAttribute('tabindex', group.isPeak ? '0' : '-1');
       explain(token, () => tip(group, text));
     }

@@ -58,7 +58,7 @@ export function scatter(columns, { label, onHover, onOpen, onBrush }) {
 
   function axes() {
     const [line, soft] = [colour(canvas, '--line'), colour(canvas, '--soft')];
-    context.font = '11px system-ui, sans-serif';
+    context.font = `11px ${getComputedStyle(canvas).fontFamily}`;
     context.strokeStyle = line;
     context.fillStyle = soft;
     context.lineWidth = 1;
@@ -71,7 +71,7 @@ export function scatter(columns, { label, onHover, onOpen, onBrush }) {
       context.moveTo(p, PAD.top);
       context.lineTo(p, size.height - PAD.bottom);
       context.stroke();
-      context.fillText(share(10 ** x), p, size.height - PAD.bottom + 6);
+      context.fillText(`${Number((100 * 10 ** x).toPrecision(2))}%`, p, size.height - PAD.bottom + 6);
     }
     context.textAlign = 'right';
     context.textBaseline = 'middle';

@@ -25,9 +25,9 @@ export function show(element, nodes, spot) {
   tip.style.setProperty('top', `${above > 60 ? above : around.bottom + 8}px`);
 }
 
-/** Hides it. Says whether there was one. */
+/** Hides it. Says whether it belonged to what is focused: then that was all the Escape key was for. */
 export function hide() {
-  const shown = !tip.hidden;
+  const shown = !tip.hidden && owner === document.activeElement;
   owner?.removeAttribute('aria-describedby');
   owner = null;
   tip.hidden = true;

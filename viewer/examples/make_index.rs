@@ -1,4 +1,4 @@
-//! Makes an index to look at and serves it: `cargo run -p viewer --example make_index -- DIR [FEATURES] [--signed]`.
+//! Makes an index to look at and serves it: `cargo run -p viewer --example make_index -- DIR [FEATURES [PORT]] [--signed]`.
 
 #[path = "../tests/support/story.rs"]
 mod story;
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (signed, bare, no_serve) = (flag("--signed"), flag("--no-logits"), flag("--no-serve"));
     let dir: PathBuf = arguments
         .first()
-        .ok_or("usage: make_index DIR [FEATURES] [--signed] [--no-logits] [--no-serve]")?
+        .ok_or("usage: make_index DIR [FEATURES [PORT]] [--signed] [--no-logits] [--no-serve]")?
         .into();
     let d_sae = arguments.get(1).map_or(Ok(4096), |n| n.parse())?;
     let story = Story {
@@ -29,7 +29,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     story::write(&dir, &story)?;
     if !no_serve {
-        viewer::serve(vec![dir], viewer::Options::default(), |url| println!("{url}"))?;
+        let mut options = viewer::Options::default();
+        if let Some(port) = arguments.get(2) {
+            options.port = port.parse()?;
+        }
+        viewer::serve(vec![dir], options, |url| println!("{url}"))?;
     }
     Ok(())
 }

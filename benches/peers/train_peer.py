@@ -1,6 +1,6 @@
 """Trains a peer's TopK dictionary on the rows of a .npy and says how fast and how well.
 
-Usage: train_peer.py saelens|sparsify|dictionary_learning ACTS.npy --d-sae N --k K --batch B --steps S [--lr LR] [--bf16]
+Usage: train_peer.py saelens|sparsify ACTS.npy --d-sae N --k K --batch B --steps S [--lr LR] [--bf16]
 The last 4,096 rows are held out. Prints one JSON line: seconds a step (median), FVU, L0 and dead share on the held-out
 rows, and the peak memory of the process after training, also without the activations that it holds.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 parser = argparse.ArgumentParser()
-parser.add_argument("peer", choices=["saelens", "sparsify", "dictionary_learning"])
+parser.add_argument("peer", choices=["saelens", "sparsify"])
 parser.add_argument("acts")
 parser.add_argument("--d-sae", type=int, required=True)
 parser.add_argument("--k", type=int, required=True)
@@ -69,19 +69,6 @@ def train_saelens():
     return sae.encode, sae.decode
 
 
-def train_dictionary_learning():
-    from dictionary_learning.trainers.top_k import TopKTrainer
-
-    trainer = TopKTrainer(steps=a.steps, activation_dim=d_in, dict_size=a.d_sae, k=a.k, layer=0, lm_name="x",
-                          lr=a.lr, warmup_steps=0, device="cpu", seed=a.seed)
-    for step, batch in zip(range(a.steps), batches()):
-        began = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=a.bf16):
-            trainer.update(step, batch)
-        times.append(time.perf_counter() - began)
-    return trainer.ae.encode, trainer.ae.decode
-
-
 def train_sparsify():
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -109,9 +96,7 @@ def peak_mb():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 
-encode, decode = {
-    "saelens": train_saelens, "sparsify": train_sparsify, "dictionary_learning": train_dictionary_learning,
-}[a.peer]()
+encode, decode = {"saelens": train_saelens, "sparsify": train_sparsify}[a.peer]()
 peak = peak_mb()  # before the dense evaluation below
 with torch.no_grad():
     code = encode(held_out).float()

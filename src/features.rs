@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use activations::harvest::{ContextStream, HarvestOptions};
 use activations::hooks::{HookPoint, Site};
@@ -150,13 +151,14 @@ pub fn features(
         input.tokens,
         options,
     );
+    let seconds = input.seconds + input.tokens as f64 * encoding_time(&sae)?;
     eprintln!(
         "{} with {} features over about {} tokens of {}; {}",
         card.sparsifier.name(),
         sae.d_sae(),
         count(input.tokens),
         input.naming.corpus,
-        limits::estimate(needs.disk_bytes, needs.memory_bytes, None)
+        limits::estimate(needs.disk_bytes, needs.memory_bytes, Some(seconds))
     );
     limits::check(out, needs.disk_bytes, needs.memory_bytes)?;
     Ok(build(
@@ -182,6 +184,19 @@ struct Input {
     naming: Naming,
     /// How many tokens there are, about.
     tokens: u64,
+    /// What the source itself takes of the time, about.
+    seconds: f64,
+}
+
+/// Seconds to encode a row, measured: that is most of the work.
+fn encoding_time(sae: &Sae) -> anyhow::Result<f64> {
+    const ROWS: usize = 256;
+    // Any values will do, as long as they are not all the same.
+    let x: Vec<f32> = (0..ROWS * sae.d_in()).map(|i| (i % 97) as f32 / 97.0).collect();
+    sae.encode_rows(&x)?; // warms up
+    let clock = Instant::now();
+    sae.encode_rows(&x)?;
+    Ok(clock.elapsed().as_secs_f64() / ROWS as f64)
 }
 
 fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: Device) -> anyhow::Result<Input> {
@@ -214,6 +229,7 @@ fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: D
             corpus: spec.corpus.name.clone(),
         },
         tokens: manifest.n_rows,
+        seconds: 0.0, // reading is fast beside encoding
     })
 }
 
@@ -224,7 +240,7 @@ fn from_text(model: &Path, text: &Text, wanted: Option<&str>, device: Device) ->
         ..text.options(model, vec![hook.to_owned()])
     };
     let plan = activations::harvest::plan(&options)?;
-    let tokens = plan.estimate().tokens;
+    let (tokens, seconds) = (plan.estimate().tokens, plan.estimate().seconds());
     let d_in = plan.model().hook_width(hook.parse()?);
     let naming = Naming {
         hook: hook.to_owned(),
@@ -239,6 +255,7 @@ fn from_text(model: &Path, text: &Text, wanted: Option<&str>, device: Device) ->
         unembedding,
         naming,
         tokens,
+        seconds,
     })
 }
 

@@ -215,6 +215,37 @@ fn a_training_that_is_killed_over_and_over_ends_with_the_same_bytes() {
 }
 
 #[test]
+#[cfg(unix)]
+fn ctrl_c_checkpoints_and_exits_with_130() {
+    let place = Place::new();
+    harvest(&place, "acts");
+    let line = "train --acts acts --out run --set sae.d_sae=256 --set train.steps=100000 --set train.batch=256";
+    let child = place
+        .command(line)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Steps are under way once there is a line in the log.
+    for _ in 0..600 {
+        if fs::metadata(place.path("run/timings.jsonl")).is_ok_and(|m| m.len() > 0) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let sent = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    let out = child.wait_with_output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(130), "{said}");
+    assert!(said.contains("--resume"), "{said}");
+    assert!(place.path("run/checkpoint/state.json").exists());
+}
+
+#[test]
 fn mistakes_are_answered_with_what_is_wrong_and_what_there_is() {
     let place = Place::new();
     harvest(&place, "acts");

@@ -227,7 +227,7 @@ function neighbours(detail, address) {
       : h('ol', { class: 'neighbours' }, detail.neighbours.map((n) =>
         vary(h('li', { class: n.cosine < 0 ? 'neg' : 'pos' },
           h('a', { href: address(n.feature), 'data-to': n.feature }, String(n.feature)),
-          h('span', { class: 'chips' }, n.top_tokens.slice(0, 3).map(chip)),
+          h('span', { class: 'chips' }, n.density > 0 ? n.top_tokens.slice(0, 3).map(chip) : h('span', { class: 'soft small' }, 'never active')),
           h('span', { class: 'number', title: `cosine ${exact(n.cosine)}` }, short(n.cosine))),
         '--share', Math.abs(n.cosine ?? 0).toFixed(3)))));
 }

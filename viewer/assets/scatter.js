@@ -71,6 +71,8 @@ export function scatter(columns, { label, onHover, onOpen, onBrush }) {
       context.moveTo(p, PAD.top);
       context.lineTo(p, size.height - PAD.bottom);
       context.stroke();
+      // The last label ends with the picture.
+      if (p > size.width - PAD.right - 12) context.textAlign = 'right';
       context.fillText(`${Number((100 * 10 ** x).toPrecision(2))}%`, p, size.height - PAD.bottom + 6);
     }
     context.textAlign = 'right';

@@ -1,6 +1,6 @@
 //! Before a long command starts: what it will cost, and a refusal where that cannot fit.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 
@@ -40,24 +40,20 @@ pub fn estimate(disk: u64, memory: u64, seconds: Option<f64>) -> String {
     format!("about {} of memory, {} of disk{time}", bytes(memory), bytes(disk))
 }
 
-/// Free bytes on the disk that will hold `out`, which need not exist yet.
+/// Free bytes, for this user, on the file system that will hold `out`, which need not exist yet.
+#[cfg(unix)]
 fn free_disk(out: &Path) -> anyhow::Result<u64> {
     let absolute = std::path::absolute(out).with_context(|| format!("{}", out.display()))?;
-    let existing = absolute
-        .ancestors()
-        .find(|p| p.exists())
-        .map_or(PathBuf::from("/"), Path::to_path_buf);
-    let existing = existing.canonicalize().unwrap_or(existing);
-    let Ok(disks) = sysinfo::Disks::new_with_refreshed_list() else {
-        return Ok(u64::MAX);
-    };
-    // The longest mount point that is a prefix is the file system the path lies on. A system that lists no disks
-    // (some containers) cannot be asked; the write itself will say when it is full.
-    Ok(disks
-        .iter()
-        .filter(|d| existing.starts_with(d.mount_point()))
-        .max_by_key(|d| d.mount_point().as_os_str().len())
-        .map_or(u64::MAX, |d| d.available_space()))
+    let existing = absolute.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let room = rustix::fs::statvfs(existing)
+        .with_context(|| format!("asking for the free space of {}", existing.display()))?;
+    Ok(room.f_bavail.saturating_mul(room.f_frsize))
+}
+
+/// Elsewhere the write itself says when the disk is full.
+#[cfg(not(unix))]
+fn free_disk(_: &Path) -> anyhow::Result<u64> {
+    Ok(u64::MAX)
 }
 
 /// Seconds as people say them: `45 s`, `3 min 20 s`, `2 h 05 min`.

@@ -62,7 +62,45 @@ fn main() -> ExitCode {
         Command::Completions(args) => completions::run(args),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", sentence(&error));
         ExitCode::FAILURE
     })
+}
+
+/// The error and its causes on one line; a cause that the text before ends with is not said twice.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let full = || std::io::Error::other("disk full");
+        let library = activations::Error::Io {
+            path: "acts".into(),
+            source: full(),
+        };
+        assert_eq!(
+            sentence(&anyhow::Error::from(library).context("harvesting")),
+            "harvesting: acts: disk full"
+        );
+        assert_eq!(
+            sentence(&anyhow::Error::from(full()).context("writing")),
+            "writing: disk full"
+        );
+    }
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
 }

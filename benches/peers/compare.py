@@ -94,7 +94,9 @@ def train():
                          "--set", "data.held_out_rows=4096", "--set", "train.warmup_steps=0", "--set", "train.lr=3e-4",
                          "--set", "train.log_every=1", "--set", f"train.eval_every={args.steps}",
                          # The peers train without an auxiliary loss here; so do we, as nothing is dead so early.
-                         "--set", "train.dead_after_tokens=10000000")
+                         "--set", "train.dead_after_tokens=10000000",
+                         # By default a run so short would write a checkpoint behind every step.
+                         "--set", f"train.checkpoint_every={args.steps}")
         seconds = [json.loads(line)["seconds"] for line in open(out / "timings.jsonl")]
         # The last also has the measurement on the held-out rows in it.
         step = median(b - a for a, b in zip(seconds[:-2], seconds[1:-1]))

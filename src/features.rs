@@ -158,7 +158,7 @@ pub fn features(
         sae.d_sae(),
         count(input.tokens),
         input.naming.corpus,
-        limits::estimate(needs.disk_bytes, needs.memory_bytes, Some(seconds))
+        limits::estimate(needs.disk_bytes, needs.memory_bytes, seconds)
     );
     limits::check(out, needs.disk_bytes, needs.memory_bytes)?;
     Ok(build(

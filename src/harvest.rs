@@ -149,7 +149,7 @@ pub fn harvest(
         count(needs.tokens),
         plan.corpus().name(),
         count(needs.contexts),
-        limits::estimate(needs.disk_bytes, needs.memory_bytes, Some(needs.seconds()))
+        limits::estimate(needs.disk_bytes, needs.memory_bytes, needs.seconds())
     );
     limits::check(out, needs.disk_bytes, needs.memory_bytes)?;
     Ok(harvest::run(&plan, out, resume, progress, stop)?)

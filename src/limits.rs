@@ -35,9 +35,13 @@ pub fn check(out: &Path, disk: u64, memory: u64) -> anyhow::Result<()> {
 }
 
 /// One line for people before the work starts: `about 1.5 GB of memory, 80 MB of disk, 45 s`.
-pub fn estimate(disk: u64, memory: u64, seconds: Option<f64>) -> String {
-    let time = seconds.map(|s| format!(", {}", duration(s))).unwrap_or_default();
-    format!("about {} of memory, {} of disk{time}", bytes(memory), bytes(disk))
+pub fn estimate(disk: u64, memory: u64, seconds: f64) -> String {
+    format!(
+        "about {} of memory, {} of disk, {}",
+        bytes(memory),
+        bytes(disk),
+        duration(seconds)
+    )
 }
 
 /// Free bytes, for this user, on the file system that will hold `out`, which need not exist yet.

@@ -36,29 +36,13 @@ def train():
     yield from beside("train", "step_s", 3, False)
 
 
-def figures(name):
-    for who, values in results[name]["medians"].items():
-        yield "| figure | median (smallest to largest) |"
-        yield "|---|---|"
-        for key, figure in values.items():
-            yield f"| {key} | {figure['median']:.4g} ({figure['min']:.4g} to {figure['max']:.4g}) |"
-
-
-def store():
-    yield from figures("store")
-
-
-def index():
-    yield from figures("index")
-
-
 def machine():
     m = results["machine"]
     yield f"{m['cpu']}, {m['cores']} cores, shared with other work; PyTorch and we use two threads."
 
 
 page = text.read_text()
-for name in ("machine", "harvest", "train", "store", "index"):
+for name in ("machine", "harvest", "train"):
     if name in results:
         table = "\n".join(globals()[name]())
         page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + table + "\n" + m[2], page, flags=re.S)

@@ -35,7 +35,7 @@ pub mod product;
 pub mod select;
 mod simd;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod twin;
 

@@ -198,22 +198,11 @@ pub fn clip_scale(squared_norm: f64, max_norm: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use rand::{RngExt, SeedableRng};
+    use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-
-    fn devices() -> Vec<Device> {
-        let mut devices = vec![Device::flex()];
-        if cfg!(feature = "vulkan") {
-            devices.push(activations::Device::Vulkan(0).open().unwrap());
-        }
-        devices
-    }
-
-    fn uniform(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
-        (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
-    }
+    use crate::kernels::tests::{devices, uniform};
 
     fn unit_rows(values: &mut [f32], width: usize) {
         for row in values.chunks_mut(width) {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "support/npy.rs"]
+mod support;
+
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -13,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use sae::Sae;
 use sae::config::RunConfig;
 use sae::train::{self, RunSummary};
+use support::npy;
 
 const D_IN: usize = 24;
 const N_TRUE: usize = 40;
@@ -44,22 +48,6 @@ fn sparse_rows(signed: bool) -> Vec<f32> {
         rows.extend(row.iter().map(|v| 30.0 * v));
     }
     rows
-}
-
-/// Writes `rows: [n, d_in]` as a `.npy`.
-fn npy(path: &Path, rows: &[f32], d_in: usize) -> PathBuf {
-    let shape = format!("({}, {d_in})", rows.len() / d_in);
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
-    while !(header.len() + 11).is_multiple_of(64) {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(rows.iter().flat_map(|v| v.to_le_bytes()));
-    fs::write(path, bytes).unwrap();
-    path.to_owned()
 }
 
 /// A directory with the synthetic rows.

@@ -13,7 +13,7 @@ use super::*;
 mod gradients;
 
 /// The CPU, and a GPU if this build has one.
-fn devices() -> Vec<Device> {
+pub(crate) fn devices() -> Vec<Device> {
     let mut devices = vec![Device::flex()];
     if cfg!(feature = "vulkan") {
         devices.push(activations::Device::Vulkan(0).open().unwrap());
@@ -21,7 +21,7 @@ fn devices() -> Vec<Device> {
     devices
 }
 
-fn uniform(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+pub(crate) fn uniform(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
 }
 

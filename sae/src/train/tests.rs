@@ -1,8 +1,12 @@
+#[path = "../../tests/support/npy.rs"]
+mod support;
+
 use activations::source::Activations;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use self::support::npy;
 use super::dead::Silence;
 use super::schedule::Schedule;
 use super::trainer::{Optimizer, Trainer};
@@ -243,25 +247,6 @@ fn steps_keep_the_decoders_rows_at_length_one() {
     }
 }
 
-/// A `.npy` of `rows: [n, d_in]`.
-fn npy(dir: &std::path::Path, rows: &[f32], d_in: usize) -> std::path::PathBuf {
-    let mut header = format!(
-        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {d_in}), }}",
-        rows.len() / d_in
-    );
-    while !(header.len() + 11).is_multiple_of(64) {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(rows.iter().flat_map(|v| v.to_le_bytes()));
-    let path = dir.join("acts.npy");
-    std::fs::write(&path, bytes).unwrap();
-    path
-}
-
 /// A plan for `rows` with the last 40 held out.
 fn plan_of(path: &std::path::Path) -> (TrainPlan, Activations) {
     let sets = [
@@ -282,7 +267,7 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
     let dir = tempfile::tempdir().unwrap();
     // A large mean must cost no digits.
     let rows: Vec<f32> = uniform(200 * D_IN, 3).iter().map(|v| v + 100.0).collect();
-    let (plan, acts) = plan_of(&npy(dir.path(), &rows, D_IN));
+    let (plan, acts) = plan_of(&npy(&dir.path().join("acts.npy"), &rows, D_IN));
     assert_eq!(plan.held_out_rows, 160..200);
     let device = Device::flex();
     let mean: Vec<f32> = (0..D_IN)
@@ -312,7 +297,7 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
 fn a_run_starts_from_unit_rows_tied_weights_and_inputs_of_mean_square_d_in() {
     let dir = tempfile::tempdir().unwrap();
     let rows: Vec<f32> = uniform(200 * D_IN, 3).iter().map(|v| 40.0 * v + 7.0).collect();
-    let (plan, acts) = plan_of(&npy(dir.path(), &rows, D_IN));
+    let (plan, acts) = plan_of(&npy(&dir.path().join("acts.npy"), &rows, D_IN));
     let trainer = Trainer::start(&plan, &acts, &Device::flex()).unwrap();
     let (w_enc, w_dec) = (f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec));
     assert_eq!(w_enc, w_dec);
@@ -352,7 +337,7 @@ fn sparse_rows(n: usize) -> Vec<f32> {
 #[test]
 fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
     let dir = tempfile::tempdir().unwrap();
-    let path = npy(dir.path(), &sparse_rows(2000), 12);
+    let path = npy(&dir.path().join("acts.npy"), &sparse_rows(2000), 12);
     let revived = |method: &str, aux_weight: &str| {
         let sets = [
             ("sae.d_sae", "40"),

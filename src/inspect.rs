@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use activations::model::Transformer;
-use activations::npy::Npy;
-use activations::safetensors_file::SafeTensors;
+use activations::source::{Activations, listing};
 use activations::store::{Store, StoreManifest, StoreState};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use sae::dictionary::{CARD, Sae};
 use sae::index::FeatureIndex;
 use serde_json::json;
@@ -23,11 +22,12 @@ Examples:
   sae inspect runs/a              # a run: how far it is, its dictionary and quality
   sae inspect features/           # an index: features alive, tokens seen
   sae inspect models/stories15M   # a model: sizes, and the hooks it has
-  sae inspect vision.npy --json
+  sae inspect vision.npy --json   # rows, width, number format
+  sae inspect embeddings/         # Parquet, or a dataset such as SAELens' cache: the columns to train on
 
 Exits with 1 where something is damaged or unfinished, and says what to do.")]
 pub struct Args {
-    /// A store, a run or dictionary, an index, a model's directory, a .npy or a .safetensors
+    /// A store, a run or dictionary, an index, a model's directory; a .npy, .safetensors, .parquet or dataset
     path: PathBuf,
     /// Print JSON on the standard output
     #[arg(long)]
@@ -54,14 +54,12 @@ fn look(path: &Path) -> anyhow::Result<Facts> {
         bail!("{}: no such file or directory", path.display());
     }
     if path.is_file() {
-        return match path.extension().and_then(|e| e.to_str()) {
-            Some("npy") => npy(path),
-            Some("safetensors") => safetensors(path),
-            _ => bail!(
-                "{}: not a .npy nor a .safetensors; directories are looked at whole",
+        return foreign(path)?.with_context(|| {
+            format!(
+                "{}: nothing that is known; directories are looked at whole",
                 path.display()
-            ),
-        };
+            )
+        });
     }
     let has = |name: &str| path.join(name).exists();
     if has("features.parquet") || has("features.parquet.tmp") {
@@ -84,33 +82,42 @@ fn look(path: &Path) -> anyhow::Result<Facts> {
     if has("config.json") {
         return model(path);
     }
-    bail!(
-        "{}: nothing of ours: a store or index has a manifest.json, a run a run.toml, a dictionary a {CARD}, \
-         a model a config.json",
-        path.display()
-    );
+    foreign(path)?.with_context(|| {
+        format!(
+            "{}: nothing that is known: a store or index has a manifest.json, a run a run.toml, a dictionary a {CARD}, \
+             a model a config.json, other programs' activations .parquet or .arrow files",
+            path.display()
+        )
+    })
 }
 
-fn npy(path: &Path) -> anyhow::Result<Facts> {
-    let array = Npy::open(path)?;
-    let mut facts = Facts::new("array", path);
-    facts.number("rows", array.n_rows() as u64);
-    facts.number("d_in", array.d_in() as u64);
-    facts.say("dtype", array.dtype().to_string());
-    facts.size((array.n_rows() * array.d_in() * array.dtype().size()) as u64);
-    Ok(facts)
-}
-
-fn safetensors(path: &Path) -> anyhow::Result<Facts> {
-    let file = SafeTensors::open(path)?;
-    let mut facts = Facts::new("tensors", path);
-    let mut names: Vec<&str> = file.names().collect();
-    names.sort_unstable();
-    for name in names {
-        facts.say(name, format!("{:?}", file.shape(name).unwrap_or_default()));
+/// Activations, or tensors, of another program.
+fn foreign(path: &Path) -> anyhow::Result<Option<Facts>> {
+    let Some(listing) = listing(path)? else { return Ok(None) };
+    let mut facts = Facts::new(listing.kind, path);
+    let trainable: Vec<_> = listing.columns.iter().filter(|(.., good)| *good).collect();
+    match trainable[..] {
+        // Opening it checks it as `sae train` would. What bytes mean, only the user knows.
+        [(_, what, _)] if !what.starts_with("binary") => {
+            let acts = Activations::open(path, None)?;
+            facts.number("rows", acts.n_rows());
+            facts.number("d_in", acts.d_in() as u64);
+            facts.say("dtype", acts.dtype().to_string());
+        }
+        _ => {
+            if let Some(rows) = listing.rows {
+                facts.number("rows", rows);
+            }
+        }
     }
-    facts.size(std::fs::metadata(path)?.len());
-    Ok(facts)
+    for (name, what, _) in &listing.columns {
+        facts.say(name.as_str(), what.as_str());
+    }
+    if listing.files > 1 {
+        facts.number("files", listing.files as u64);
+    }
+    facts.size(listing.bytes);
+    Ok(Some(facts))
 }
 
 fn hooks(spec: &activations::store::StoreSpec) -> String {

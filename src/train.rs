@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use activations::{Outcome, Progress, Stop};
+use activations::{ActDtype, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
 use sae::config::{RUN_TOML, RunConfig};
 use sae::train::{RunSummary, TrainPlan};
@@ -18,22 +18,32 @@ Examples:
   sae train --acts acts/ --out runs/a
   sae train --acts acts/ --out runs/b --set sae.method=abs_topk --set sae.k=16 --set sae.expansion=16
   sae train --acts vision.npy --out runs/c --set train.tokens=20000000     # [n, d] of float32 or float16, any model
+  sae train --acts protein.safetensors --hook layer12 --out runs/e        # a tensor [n, d] of a file of several
+  sae train --acts embeddings/ --hook vector --out runs/f                 # Parquet: a column of lists or of bytes
+  sae train --acts saelens-cache/ --out runs/g                            # SAELens' cached activations
   sae train --config run.toml --out runs/d
   sae train --out runs/d --resume                                         # after Ctrl-C, a crash or kill -9
+
+Parquet is decoded once into acts.safetensors in the run's directory (its size is said first); train on that file to
+save the next run the copy, or delete it when the run is done. Everything else is read where it is.
 
 What can be set, with defaults: every key of the run.toml that a run writes beside its results.
 A run directory holds run.toml, metrics.jsonl, curves.svg, checkpoint/, and at the end the dictionary
 (dictionary.json, dictionary.safetensors) and summary.json.")]
 pub struct Args {
-    /// A store made by `sae harvest`, or a .npy with an array [n, d] (float32 or float16)
+    /// A store made by `sae harvest`, or activations of other programs: .npy or .safetensors with an array [n, d],
+    /// .parquet or a directory of them, a Hugging Face dataset's directory such as SAELens' cached activations
     #[arg(long, value_name = "PATH")]
     acts: Option<PathBuf>,
     /// Directory of the run; must not hold one, unless --resume
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The hook to train on, when the store has several
+    /// The hook to train on, when the store has several; of other files the tensor or column
     #[arg(long, value_name = "HOOK")]
     hook: Option<String>,
+    /// Number format of a column of bytes whose file does not say it: f16, bf16 or f32
+    #[arg(long, value_name = "DTYPE")]
+    acts_dtype: Option<ActDtype>,
     /// A run.toml; --acts, --hook and --set go over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -87,6 +97,9 @@ fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
     }
     if let Some(hook) = &args.hook {
         overrides.push(("data.hook".into(), toml_string(hook)));
+    }
+    if let Some(dtype) = args.acts_dtype {
+        overrides.push(("data.acts_dtype".into(), toml_string(&dtype.to_string())));
     }
     if let Some(device) = &args.device {
         overrides.push(("train.device".into(), toml_string(device)));

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "pipeline/acts.rs"]
+mod acts;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;

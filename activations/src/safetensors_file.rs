@@ -147,6 +147,16 @@ impl SafeTensors {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
+    /// The number format of a tensor as the file spells it (`F32`), if there is one of that name.
+    pub fn dtype(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(|t| t.dtype.as_str())
+    }
+
+    /// Where the bytes of a tensor lie in its file, if there is one of that name.
+    pub fn byte_range(&self, name: &str) -> Option<std::ops::Range<usize>> {
+        self.tensors.get(name).map(|t| t.range.clone())
+    }
+
     /// The file that a tensor lies in, if there is one of that name.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|t| self.files[t.file].0.as_path())

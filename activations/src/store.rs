@@ -33,6 +33,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 pub use self::contexts::StoreContexts;
+pub(crate) use self::manifest::is_store;
 pub use self::manifest::{FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, VERSION, state};
 pub use self::spec::{CorpusRef, HookSpec, ModelRef, StoreSpec};
 pub use self::writer::StoreWriter;
@@ -153,6 +154,8 @@ impl Store {
                 context: column(context, 8),
                 position: column(position, 4),
             }),
+            context_rows: 1,
+            parts: Vec::new(),
         })
     }
 }

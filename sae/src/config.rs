@@ -18,6 +18,7 @@ mod keys;
 
 use std::path::{Path, PathBuf};
 
+use activations::ActDtype;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -42,12 +43,15 @@ pub struct RunConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A store's directory, or a `.npy` of `[n, d_in]`.
+    /// A store's directory, or other programs' activations: `.npy`, `.safetensors`, Parquet, a Hugging Face dataset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acts: Option<PathBuf>,
-    /// The hook to train on; needed when the store has several.
+    /// The hook to train on, or the tensor or column; needed when there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
+    /// Number format of a column of bytes whose file does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acts_dtype: Option<ActDtype>,
     /// Rows at the end of the data that training never sees. Default: a tenth, at most 16,384.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out_rows: Option<u64>,
@@ -150,6 +154,7 @@ impl Default for DataConfig {
         Self {
             acts: None,
             hook: None,
+            acts_dtype: None,
             held_out_rows: None,
             mix_memory_mib: 1024,
         }

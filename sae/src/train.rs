@@ -43,6 +43,9 @@ use crate::config::RunConfig;
 use crate::dictionary::{DictionaryCard, HeldOut};
 use crate::error::{Error, Result};
 
+/// The copy of activations that cannot be read in place: see [`Activations::prepare`].
+const COPY: &str = "acts.safetensors";
+
 /// What came out of a run: `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,6 +97,13 @@ pub fn run(
         return Ok((Outcome::Finished, Some(summary)));
     }
     let device = plan.device()?;
+    if plan.copy_bytes > 0 {
+        // From here on there is a run to resume.
+        dir.begin(&plan)?;
+    }
+    let (_, Some(acts)) = acts.prepare(&out.join(COPY), progress, stop)? else {
+        return Ok((Outcome::Stopped, None));
+    };
     let mut reader = acts.mixed(
         plan.train_rows.clone(),
         &MixOptions {

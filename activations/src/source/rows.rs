@@ -158,17 +158,29 @@ pub(crate) struct Places {
     pub position: Column,
 }
 
-/// The activations of one hook, or of an array.
+impl Places {
+    /// Context and position of a row.
+    fn of(&self, row: u64) -> Result<(u64, u32)> {
+        let context = self.context.read_u64(row..row + 1)?;
+        Ok((context[0], self.position.read_u32(row..row + 1)?[0]))
+    }
+}
+
+/// The activations of one hook, or of other programs' files.
 pub(crate) struct ActRows {
-    /// The store with the hook, or the array: begins the sentence of an error.
+    /// The store with the hook, or the file: begins the sentence of an error.
     pub name: String,
-    /// The store's directory or the array's file.
+    /// The store's directory, or the file or directory of another program.
     pub path: PathBuf,
     pub dtype: ActDtype,
     pub d_in: usize,
     pub acts: Column,
-    /// Absent for an array.
+    /// Absent for activations of other programs.
     pub places: Option<Places>,
+    /// Rows of each context where `places` are absent; 1 where nothing is known of contexts.
+    pub context_rows: u64,
+    /// The files that a user knows, each with the number of its first row: a bad row is named by them. None for a store.
+    pub parts: Vec<(PathBuf, u64)>,
 }
 
 impl ActRows {
@@ -227,15 +239,23 @@ impl ActRows {
     }
 
     fn not_finite(&self, row: u64, column: usize) -> Error {
-        let place = self.places.as_ref().and_then(|places| {
-            let context = places.context.read_u64(row..row + 1).ok()?;
-            let position = places.position.read_u32(row..row + 1).ok()?;
-            Some(format!(" (context {}, position {})", context[0], position[0]))
-        });
+        let part = self.parts.partition_point(|(_, first)| *first <= row).checked_sub(1);
+        let (path, row_here) = match part.map(|part| &self.parts[part]) {
+            Some((path, first)) => (path, row - first),
+            None => (&self.path, row),
+        };
+        let place = match &self.places {
+            Some(places) => places.of(row).ok(),
+            None if self.context_rows > 1 => {
+                Some((row_here / self.context_rows, (row_here % self.context_rows) as u32))
+            }
+            None => None,
+        };
+        let place = place.map(|(context, position)| format!(" (context {context}, position {position})"));
         Error::bad_file(
-            &self.path,
+            path,
             format!(
-                "row {row}{} holds a NaN or an infinite value in column {column}: training needs finite activations; {}",
+                "row {row_here}{} holds a NaN or an infinite value in column {column}: training needs finite activations; {}",
                 place.as_deref().unwrap_or_default(),
                 match self.places {
                     Some(_) => "harvest again",

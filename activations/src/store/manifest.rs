@@ -147,6 +147,20 @@ pub fn state(dir: &Path) -> Result<StoreState> {
         .unwrap_or(Ok(StoreState::Absent))
 }
 
+/// Whether a directory is that of a store, be it unfinished or without its manifest.
+pub(crate) fn is_store(dir: &Path) -> Result<bool> {
+    if dir.join(MANIFEST).exists() || dir.join(JOURNAL).exists() {
+        return Ok(true);
+    }
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let name = entry.map_err(Error::io(dir))?.file_name();
+        if shard_number(&name.to_string_lossy()).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Reads and checks the manifest of a complete store; a directory without one is refused by what it is instead.
 pub(crate) fn read_manifest(dir: &Path) -> Result<StoreManifest> {
     let path = dir.join(MANIFEST);
@@ -183,8 +197,8 @@ fn no_manifest(dir: &Path) -> Error {
         Some(name) => Error::bad_file(
             dir,
             format!(
-                "holds {name} but no {MANIFEST}: a store is a directory that `sae harvest` wrote; \
-                 save activations from elsewhere as a .npy of [n, d]"
+                "holds {name} but no {MANIFEST}: the files of a store are read with the manifest that `sae harvest` \
+                 wrote last"
             ),
         ),
         None => Error::bad_file(dir, format!("is not an activation store: there is no {MANIFEST} in it")),

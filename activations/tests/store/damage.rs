@@ -133,10 +133,18 @@ fn what_is_no_store_is_called_what_it_is() {
     let open = |path: &Path| Activations::open(path, None).err().unwrap().to_string();
     assert!(open(&dir.path().join("nowhere")).contains("does not exist"));
     assert!(open(dir.path()).contains("no manifest.json"));
+    let text = dir.path().join("a.txt");
+    fs::write(&text, "words").unwrap();
+    assert!(open(&text).contains("expected the directory of an activation store, a .npy"));
+    let shard = dir.path().join("acts-00000.parquet");
+    fs::write(&shard, "PAR1").unwrap();
+    assert!(open(dir.path()).contains("acts-00000.parquet"));
+    fs::remove_file(&shard).unwrap();
     let parquet = dir.path().join("train-00000.parquet");
     fs::write(&parquet, "PAR1").unwrap();
-    assert!(open(&parquet).contains("expected the directory of an activation store, or a .npy"));
+    assert!(open(&parquet).contains("no Parquet file that can be read"));
     assert!(open(dir.path()).contains("train-00000.parquet"));
+    fs::remove_file(&parquet).unwrap();
     let array = dir.path().join("a.npy");
     npy(&array, 2, &[1.0, 2.0, 3.0, f32::NAN]);
     assert!(

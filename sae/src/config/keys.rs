@@ -14,6 +14,7 @@ fn complete() -> RunConfig {
         data: DataConfig {
             acts: Some("acts".into()),
             hook: Some("blocks.0.hook_resid_post".into()),
+            acts_dtype: Some(activations::ActDtype::F16),
             held_out_rows: Some(1),
             ..DataConfig::default()
         },

@@ -59,8 +59,11 @@ pub struct TrainPlan {
     pub mix_memory_bytes: u64,
     /// Bytes of memory: parameters, moments, gradients, batches, codes and the pool.
     pub memory_bytes: u64,
-    /// Bytes on disk at the largest: two checkpoints while one replaces the other, and the dictionary.
+    /// Bytes on disk at the largest: two checkpoints while one replaces the other, the dictionary, and a copy of the
+    /// activations where one is needed.
     pub disk_bytes: u64,
+    /// Bytes of the copy of the activations in the run's directory; 0 where they are read in place.
+    pub copy_bytes: u64,
     /// Seconds, if they were estimated: see [`plan`](super::plan()).
     pub seconds: Option<f64>,
     pub(super) schedule: Schedule,
@@ -72,10 +75,14 @@ pub(super) fn open(config: &RunConfig) -> Result<Activations> {
     let Some(path) = &config.data.acts else {
         return Err(Error::config(
             "data.acts",
-            "is missing: name a store's directory or a .npy file",
+            "is missing: name a store's directory, or a .npy, .safetensors, .parquet or dataset",
         ));
     };
-    Ok(Activations::open(path, config.data.hook.as_deref())?)
+    Ok(Activations::open_as(
+        path,
+        config.data.hook.as_deref(),
+        config.data.acts_dtype,
+    )?)
 }
 
 impl TrainPlan {
@@ -134,6 +141,7 @@ impl TrainPlan {
             mix_memory_bytes: data.mix_memory_mib.saturating_mul(1 << 20),
             memory_bytes: 0,
             disk_bytes: 0,
+            copy_bytes: acts.copy_bytes(),
             seconds: None,
             schedule,
             config,
@@ -187,7 +195,7 @@ impl TrainPlan {
                 .checked_add(codes.checked_mul(3)?)?
                 .checked_add(self.mix_memory_bytes.min(data))?;
             // A checkpoint holds parameters and moments.
-            Some((memory, parameters.checked_mul(7)?))
+            Some((memory, parameters.checked_mul(7)?.checked_add(self.copy_bytes)?))
         };
         let too_large = || Error::config("sae.d_sae", format!("{} is more than any machine holds", self.d_sae));
         (self.memory_bytes, self.disk_bytes) = sizes().ok_or_else(too_large)?;
@@ -252,6 +260,13 @@ impl fmt::Display for TrainPlan {
             self.tokens() as f64 / train as f64
         )?;
         writeln!(f, "a latent is dead after {} silent tokens", self.dead_after_tokens)?;
+        if self.copy_bytes > 0 {
+            let copy = mib(self.copy_bytes);
+            writeln!(
+                f,
+                "these files cannot be read in random order: they are copied once into the run's directory, {copy} MiB"
+            )?;
+        }
         write!(
             f,
             "about {} MiB of memory, {} MiB of disk",

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use activations::corpus::InvalidUtf8;
 use activations::harvest::{self, HarvestOptions, HarvestReport};
+use activations::store::Part;
 use activations::{ActDtype, Device, Outcome, Progress, Stop};
 use clap::ValueEnum;
 
@@ -17,6 +18,7 @@ use crate::{interrupt, limits};
 Examples:
   sae harvest --model stories15M/ --text stories.txt --hook blocks.3.hook_resid_post --tokens 1M --out acts/
   sae harvest --model stories15M/ --text books/ --hook blocks.2.hook_mlp_out --hook blocks.3.hook_resid_post --out acts/
+  sae harvest … --out acts/ --shard 2/5   # the second of five processes, on any machines, that fill one directory
   sae harvest … --out acts/ --resume      # after Ctrl-C, a crash or kill -9: the same bytes as if never stopped
 
 Hooks have TransformerLens' names; a wrong one is answered with those that the model has. BOS and EOS get no rows
@@ -45,6 +47,13 @@ pub struct Args {
     /// Continue an unfinished store in --out
     #[arg(long)]
     resume: bool,
+    /// Harvest the I-th of N parts of the store; --tokens is about all of them together
+    #[arg(long, value_name = "I/N", default_value = "1/1", hide_default_value = true)]
+    shard: Part,
+    /// Contexts in each file of the store (default: as many as make about 64 MiB). Smaller files are lost less of when
+    /// a harvest is killed, and divide more evenly among --shard; the store's bytes depend on it
+    #[arg(long, value_name = "COUNT", value_parser = parse_count)]
+    contexts_per_file: Option<u64>,
     /// Print a JSON summary on the standard output
     #[arg(long)]
     json: bool,
@@ -120,6 +129,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         dtype: args.dtype,
         keep_special: args.keep_special,
         device: args.device,
+        part: args.shard,
+        contexts_per_shard: args.contexts_per_file,
         ..args.text.options(&args.model, args.hooks.clone())
     };
     let stop = interrupt::listen()?;
@@ -164,6 +175,9 @@ fn print_report(report: &HarvestReport, out: &Path) {
             count(manifest.n_contexts)
         );
         println!("store  {} ({})", out.display(), bytes(manifest.bytes()));
+    }
+    for part in &report.waiting {
+        println!("{part}");
     }
     let rate = report.tokens as f64 / report.seconds.max(1e-9);
     println!(

@@ -71,7 +71,12 @@ fn look(path: &Path) -> anyhow::Result<Facts> {
             let mut facts = Facts::new("store", path);
             facts.say("hooks", hooks(&spec));
             facts.say("model", spec.model.name.clone());
-            facts.broken("unfinished: continue with the same `sae harvest` command and --resume");
+            match activations::store::waiting(path)? {
+                parts if parts.is_empty() => {
+                    facts.broken("unfinished: continue with the same `sae harvest` command and --resume");
+                }
+                parts => facts.broken(format!("unfinished: {}", parts.join("; "))),
+            }
             return Ok(facts);
         }
         StoreState::Absent | StoreState::Foreign(_) => {}

@@ -4,6 +4,8 @@
 
 #[path = "pipeline/acts.rs"]
 mod acts;
+#[path = "pipeline/shards.rs"]
+mod shards;
 
 use std::collections::BTreeMap;
 use std::fs;

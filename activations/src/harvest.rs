@@ -26,6 +26,7 @@ use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
 use crate::hooks::HookPoint;
 use crate::model::Transformer;
+use crate::store::Part;
 use crate::tokenizer::Tokenizer;
 
 /// The longest context unless another is asked for; a model's own limit where that is shorter.
@@ -57,6 +58,8 @@ pub struct HarvestOptions {
     /// Contexts in each shard of the store; as many as make about 64 MiB if absent. A harvest that is stopped loses the
     /// shard that it is in the middle of.
     pub contexts_per_shard: Option<u64>,
+    /// Which part of the store is harvested: the others are other processes'. `tokens` is about all of them together.
+    pub part: Part,
     /// Where the model runs.
     pub device: Device,
 }
@@ -75,6 +78,7 @@ impl HarvestOptions {
             invalid_utf8: InvalidUtf8::Refuse,
             separator: None,
             contexts_per_shard: None,
+            part: Part::WHOLE,
             device: Device::Cpu,
         }
     }
@@ -196,6 +200,8 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
     let tokens = options
         .tokens
         .map_or(tokens, |limit| tokens.min(limit.div_ceil(context) * context));
+    // Parts are equal but for a shard.
+    let tokens = tokens.div_ceil(options.part.of as u64);
     let rows = (tokens as f64 * rows_per_token).ceil() as u64;
     let widths: usize = recorder.hooks().iter().map(|&h| recorder.model().hook_width(h)).sum();
     // Context, position and token beside each row; the token ids of the contexts.

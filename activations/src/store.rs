@@ -21,6 +21,7 @@
 mod columns;
 mod contexts;
 mod manifest;
+mod part;
 mod shard;
 mod shard_writer;
 mod spec;
@@ -35,11 +36,21 @@ use sha2::{Digest, Sha256};
 pub use self::contexts::StoreContexts;
 pub(crate) use self::manifest::is_store;
 pub use self::manifest::{FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, VERSION, state};
+pub use self::part::Part;
 pub use self::spec::{CorpusRef, HookSpec, ModelRef, StoreSpec};
 pub use self::writer::StoreWriter;
 use crate::error::{Error, Result};
 use crate::source::hex;
 use crate::source::rows::{ActRows, Column, Files, Places};
+
+/// The parts of the store in `dir` that are not complete yet, each with what to do about it; none where the store is
+/// complete or not in parts.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::BadFile`] if there are parts of different divisions.
+pub fn waiting(dir: &Path) -> Result<Vec<String>> {
+    Ok(part::Parts::scan(dir)?.map_or(Vec::new(), |parts| parts.waiting()))
+}
 
 /// A complete store.
 pub struct Store {
@@ -48,7 +59,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a store: reads its manifest and checks that every file is there and as long as it should be.
+    /// Opens a store: reads its manifest, or those of its parts, and checks that every file is there and as long as it should be.
     ///
     /// # Errors
     /// [`Error::BadFile`] if the directory is no store, is unfinished, has a file missing or truncated, or one that
@@ -121,9 +132,9 @@ impl Store {
 
     /// Digest of everything that describes a hook's activations, and of a sample of them.
     pub(crate) fn fingerprint(&self, hook: &str) -> Result<String> {
-        let path = self.dir.join(MANIFEST);
         let mut digest = Sha256::new();
-        digest.update(fs::read(&path).map_err(Error::io(&path))?);
+        // A store in parts has no such file, and the digest of one that was written whole.
+        digest.update(manifest::to_json(&self.dir.join(MANIFEST), &*self.manifest)?);
         digest.update(hook.as_bytes());
         Ok(hex(&digest.finalize()))
     }

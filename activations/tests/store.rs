@@ -9,6 +9,8 @@ mod damage;
 mod fixture;
 #[path = "store/mixing.rs"]
 mod mixing;
+#[path = "store/parts.rs"]
+mod parts;
 #[path = "store/resume.rs"]
 mod resume;
 #[path = "store/round_trip.rs"]

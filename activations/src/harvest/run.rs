@@ -9,11 +9,11 @@ use serde::Serialize;
 use super::batches::Batches;
 use super::recorder::Recorded;
 use super::{HarvestOptions, HarvestPlan};
-use crate::context::Context;
+use crate::context::{Context, RowRef};
 use crate::error::{Error, Result};
 use crate::model::Transformer;
 use crate::progress::{Outcome, Progress, Stop};
-use crate::store::{CorpusRef, HookSpec, ModelRef, StoreManifest, StoreSpec, StoreWriter};
+use crate::store::{self, CorpusRef, HookSpec, ModelRef, Part, StoreManifest, StoreSpec, StoreWriter};
 
 /// What a harvest did.
 #[derive(Clone, Debug, Serialize)]
@@ -24,8 +24,24 @@ pub struct HarvestReport {
     pub seconds: f64,
     /// Invalid UTF-8 sequences replaced in the text.
     pub replaced: u64,
-    /// The store, if it is complete.
+    /// The store, or the part of it that was harvested, if that is complete.
     pub manifest: Option<StoreManifest>,
+    /// The parts of the store that other processes have still to complete, each with what to do about it.
+    pub waiting: Vec<String>,
+}
+
+/// The contexts that are to be written: those of the part, from where a resumed one goes on.
+#[derive(Clone, Copy)]
+struct Own {
+    part: Part,
+    first: u64,
+    per_shard: u64,
+}
+
+impl Own {
+    fn wants(self, context: u64) -> bool {
+        context >= self.first && self.part.owns(context / self.per_shard)
+    }
 }
 
 /// Runs `plan` into a new store in `out`, or continues the unfinished one there, which ends with the same bytes.
@@ -43,13 +59,20 @@ pub fn run(
     stop: &Stop,
 ) -> Result<(Outcome, HarvestReport)> {
     let spec = spec(plan)?;
+    let part = plan.options.part;
     let mut writer = match resume {
-        true => StoreWriter::resume(out, &spec)?,
-        false => StoreWriter::create(out, &spec)?,
+        true => StoreWriter::resume_part(out, &spec, part)?,
+        false => StoreWriter::create_part(out, &spec, part)?,
     };
     writer.add_file(plan.corpus.tokenizer().path())?;
-    let first = writer.next_context();
-    let batches = Batches::start(&plan.corpus, plan.recorder.batch(), first, plan.tokens);
+    let own = Own {
+        part,
+        first: writer.next_context(),
+        per_shard: spec.contexts_per_shard,
+    };
+    // A part says how many contexts there are in all, and counts them from the beginning.
+    let from = if part == Part::WHOLE { own.first } else { 0 };
+    let batches = Batches::start(&plan.corpus, plan.recorder.batch(), from, plan.tokens);
 
     progress.begin("harvest", Some(plan.estimate.tokens), "tokens");
     progress.advance(writer.n_tokens());
@@ -59,11 +82,12 @@ pub fn run(
         seconds: 0.0,
         replaced: 0,
         manifest: None,
+        waiting: Vec::new(),
     };
-    let (outcome, writer) = std::thread::scope(|scope| {
+    let ((outcome, n_contexts), writer) = std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         let writing = scope.spawn(move || write(writer, &receiver));
-        let computed = compute(plan, batches, first, progress, stop, &mut report, |done| {
+        let computed = compute(plan, batches, own, progress, stop, &mut report, |done| {
             sender.send(done).is_ok()
         });
         drop(sender);
@@ -73,7 +97,8 @@ pub fn run(
         written.and_then(|writer| Ok((computed?, writer)))
     })?;
     if outcome == Outcome::Finished {
-        report.manifest = Some(writer.finish()?);
+        report.manifest = Some(writer.finish_part(n_contexts)?);
+        report.waiting = store::waiting(out)?;
     }
     report.seconds = start.elapsed().as_secs_f64();
     progress.finish();
@@ -86,49 +111,71 @@ struct Done {
     recorded: Recorded,
 }
 
-/// Runs the model over the batches and hands on what a resumed store does not have yet.
+/// Runs the model over the batches and hands on what is to be written. Gives the number of contexts in all, too.
 fn compute(
     plan: &HarvestPlan,
     batches: Batches,
-    first: u64,
+    own: Own,
     progress: &dyn Progress,
     stop: &Stop,
     report: &mut HarvestReport,
     hand_on: impl Fn(Done) -> bool,
-) -> Result<Outcome> {
+) -> Result<(Outcome, u64)> {
+    let mut n_contexts = own.first;
     for batch in batches {
         if stop.requested() {
-            return Ok(Outcome::Stopped);
+            return Ok((Outcome::Stopped, n_contexts));
         }
         let batch = batch?;
         let tokens = batch.tokens();
         report.replaced = batch.replaced;
+        n_contexts = batch
+            .contexts
+            .last()
+            .map_or(n_contexts, |last| n_contexts.max(last.index + 1));
+        if !batch.contexts.iter().any(|c| own.wants(c.index)) {
+            continue;
+        }
+        // The whole batch, whoever wants how much of it: the last bits of a product depend on its size.
         let recorded = plan.recorder.record(&batch.contexts)?;
-        let (done, new) = without_first(plan, batch.contexts, recorded, first);
+        let (done, new) = only(own, batch.contexts, recorded);
         report.tokens += tokens;
         if !hand_on(done) {
             break;
         }
         progress.advance(new);
     }
-    Ok(Outcome::Finished)
+    Ok((Outcome::Finished, n_contexts))
 }
 
-/// Drops the contexts before number `first`, and says how many tokens are left.
-fn without_first(plan: &HarvestPlan, mut contexts: Vec<Context>, mut recorded: Recorded, first: u64) -> (Done, u64) {
-    let before = contexts.iter().take_while(|c| c.index < first).count();
-    if before > 0 {
+/// Drops the contexts that are not to be written, and says how many tokens are left.
+fn only(own: Own, mut contexts: Vec<Context>, mut recorded: Recorded) -> (Done, u64) {
+    let wanted: Vec<bool> = contexts.iter().map(|c| own.wants(c.index)).collect();
+    if wanted.contains(&false) {
+        let kept: Vec<bool> = recorded.rows.iter().map(|r| wanted[r.context as usize]).collect();
+        for acts in &mut recorded.acts {
+            let width = acts.len() / kept.len().max(1);
+            let mut end = 0;
+            for (row, _) in kept.iter().enumerate().filter(|(_, kept)| **kept) {
+                acts.copy_within(row * width..(row + 1) * width, end);
+                end += width;
+            }
+            acts.truncate(end);
+        }
+        // Contexts that stay move up.
+        let before = |context: u32| wanted[..context as usize].iter().filter(|w| **w).count() as u32;
+        let number: Vec<u32> = (0..wanted.len() as u32).map(before).collect();
         let rows = recorded
             .rows
             .iter()
-            .take_while(|r| (r.context as usize) < before)
-            .count();
-        contexts.drain(..before);
-        recorded.rows.drain(..rows);
-        recorded.rows.iter_mut().for_each(|r| r.context -= before as u32);
-        for (acts, &hook) in recorded.acts.iter_mut().zip(plan.recorder.hooks()) {
-            acts.drain(..rows * plan.recorder.model().hook_width(hook));
-        }
+            .zip(&kept)
+            .filter(|(_, kept)| **kept)
+            .map(|(r, _)| RowRef {
+                context: number[r.context as usize],
+                position: r.position,
+            });
+        recorded.rows = rows.collect();
+        contexts.retain(|c| own.wants(c.index));
     }
     let tokens = contexts.iter().map(|c| c.tokens.len() as u64).sum();
     (Done { contexts, recorded }, tokens)

@@ -1,7 +1,8 @@
 //! The two small files that say what a store directory is: the journal while it is written, the manifest after.
 //!
 //! The journal comes first and the manifest last. A directory with a manifest is complete; one with only a journal was
-//! begun and can be continued; one with neither is no store. Names of shards follow from their numbers and are never
+//! begun and can be continued; one with neither is no store. A store in parts has a pair of them for each part instead,
+//! see [`super::part`]. Names of shards follow from their numbers and are never
 //! read from a file, so that no manifest can point outside its directory.
 
 use std::fs;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::part::{self, Parts};
 use super::spec::StoreSpec;
 use crate::atomic;
 use crate::error::{Error, Result};
@@ -129,6 +131,12 @@ pub fn state(dir: &Path) -> Result<StoreState> {
     if !dir.exists() {
         return Ok(StoreState::Absent);
     }
+    if let Some(parts) = Parts::scan(dir)? {
+        return Ok(match parts.waiting().is_empty() {
+            true => StoreState::Finished(Box::new(read_manifest(dir)?)),
+            false => StoreState::Unfinished(Box::new(parts.spec()?.1)),
+        });
+    }
     if dir.join(MANIFEST).exists() {
         return Ok(StoreState::Finished(Box::new(read_manifest(dir)?)));
     }
@@ -136,11 +144,12 @@ pub fn state(dir: &Path) -> Result<StoreState> {
         return Ok(StoreState::Unfinished(Box::new(read_journal(dir)?.spec)));
     }
     let mut entries = fs::read_dir(dir).map_err(Error::io(dir))?;
-    // A journal that was being written when the process was killed is litter.
+    // A journal that was being written when the process was killed is litter, or another part's that begins just now.
     let stray = atomic::temporary(&dir.join(JOURNAL));
+    let is_stray = |e: &fs::DirEntry| e.path() == stray || part::is_part(&e.file_name().to_string_lossy());
     entries
         .find_map(|entry| match entry {
-            Ok(e) if e.path() == stray => None,
+            Ok(e) if is_stray(&e) => None,
             Ok(e) => Some(Ok(StoreState::Foreign(e.file_name().to_string_lossy().into_owned()))),
             Err(e) => Some(Err(Error::io(dir)(e))),
         })
@@ -154,7 +163,8 @@ pub(crate) fn is_store(dir: &Path) -> Result<bool> {
     }
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let name = entry.map_err(Error::io(dir))?.file_name();
-        if shard_number(&name.to_string_lossy()).is_some() {
+        let name = name.to_string_lossy();
+        if shard_number(&name).is_some() || part::is_part(&name) {
             return Ok(true);
         }
     }
@@ -164,8 +174,17 @@ pub(crate) fn is_store(dir: &Path) -> Result<bool> {
 /// Reads and checks the manifest of a complete store; a directory without one is refused by what it is instead.
 pub(crate) fn read_manifest(dir: &Path) -> Result<StoreManifest> {
     let path = dir.join(MANIFEST);
-    if !path.exists() {
-        return Err(no_manifest(dir));
+    let parts = if dir.is_dir() { Parts::scan(dir)? } else { None };
+    match (path.exists(), parts) {
+        (true, None) => {}
+        (false, None) => return Err(no_manifest(dir)),
+        (false, Some(parts)) => return parts.merge(),
+        (true, Some(_)) => {
+            return Err(Error::bad_file(
+                dir,
+                format!("holds the {MANIFEST} of a whole store, and parts of another: keep the files of one of them"),
+            ));
+        }
     }
     let manifest: StoreManifest = read_json(&path)?;
     check_format(&path, &manifest.format, manifest.version)?;
@@ -233,9 +252,17 @@ fn check_format(path: &Path, format: &str, version: u32) -> Result<()> {
     Ok(())
 }
 
+/// What a manifest's file says: its bytes follow from the manifest.
+pub(crate) fn to_json<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>> {
+    let mut json = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::Invalid(format!("{}: does not serialise: {e}", path.display())))?;
+    json.push(b'\n');
+    Ok(json)
+}
+
 /// Reads a JSON file whose `format`, where it has one, is looked at first: a foreign file is then called foreign and
 /// not misspelt.
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     #[derive(Deserialize)]
     struct Head {
         #[serde(default)]
@@ -256,10 +283,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
 
 /// Writes a manifest or journal.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut json = serde_json::to_vec_pretty(value)
-        .map_err(|e| Error::Invalid(format!("{}: does not serialise: {e}", path.display())))?;
-    json.push(b'\n');
-    atomic::write(path, &json)
+    atomic::write(path, &to_json(path, value)?)
 }
 
 impl StoreManifest {
@@ -285,7 +309,7 @@ impl StoreManifest {
     }
 
     /// Whether counts and sums agree.
-    fn check(&self) -> std::result::Result<(), String> {
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
         self.spec.validate().map_err(|e| e.to_string())?;
         let (mut contexts, mut tokens, mut rows, mut bytes) = (0u64, 0u64, 0u64, 0u64);
         for (n, shard) in self.shards.iter().enumerate() {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{
-    FORMAT, FileEntry, JOURNAL, Journal, MANIFEST, ShardEntry, StoreManifest, StoreState, VERSION, read_journal,
-    shard_number, state, write_json,
+    FORMAT, FileEntry, JOURNAL, Journal, MANIFEST, ShardEntry, StoreManifest, StoreState, VERSION, shard_number, state,
+    write_json,
 };
+use super::part::{Part, PartManifest, Parts, read_journal};
 use super::shard::survey;
 use super::shard_writer::ShardWriter;
 use super::spec::StoreSpec;
@@ -23,8 +24,12 @@ use crate::source::hex;
 ///
 /// Shards are complete or absent. A writer that is dropped, or whose process is killed, loses the shard that it was
 /// in the middle of; [`resume`](Self::resume) continues after the last complete one and ends with the same bytes.
+///
+/// Several processes can write one store, each a [`Part`] of it: then each pushes the contexts of its own shards, as
+/// [`next_context`](Self::next_context) asks for them, and ends with [`finish_part`](Self::finish_part).
 pub struct StoreWriter {
     dir: PathBuf,
+    part: Part,
     spec: Arc<StoreSpec>,
     shards: Vec<ShardEntry>,
     files: Vec<FileEntry>,
@@ -44,10 +49,11 @@ impl StoreWriter {
         spec.validate()?;
         match state(dir)? {
             StoreState::Absent => {}
-            StoreState::Foreign(name) => {
+            StoreState::Foreign(name) => return Err(not_empty(dir, &name)),
+            StoreState::Unfinished(_) | StoreState::Finished(_) if Parts::scan(dir)?.is_some() => {
                 return Err(Error::bad_file(
                     dir,
-                    format!("is not empty, there is {name} in it: choose an empty or new directory"),
+                    "holds a store in parts: say with `--shard` which of them to harvest, or choose another directory",
                 ));
             }
             StoreState::Unfinished(_) => {
@@ -60,14 +66,53 @@ impl StoreWriter {
                 return Err(Error::bad_file(dir, "already holds a store: choose another directory"));
             }
         }
+        Self::start(dir, spec, Part::WHOLE)
+    }
+
+    /// Starts part `part` of a store in `dir`, where other processes may write other parts.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); [`Error::BadFile`] also if this part is there, or parts of another division;
+    /// [`Error::Invalid`] naming the first difference if another part was begun with another specification.
+    pub fn create_part(dir: &Path, spec: &StoreSpec, part: Part) -> Result<Self> {
+        if part == Part::WHOLE {
+            return Self::create(dir, spec);
+        }
+        spec.validate()?;
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let Some(parts) = Parts::scan(dir)? else {
+            return match state(dir)? {
+                StoreState::Absent => Self::start(dir, spec, part),
+                StoreState::Foreign(name) => Err(not_empty(dir, &name)),
+                StoreState::Unfinished(_) | StoreState::Finished(_) => Err(Error::bad_file(
+                    dir,
+                    "holds a store that is not in parts: choose another directory",
+                )),
+            };
+        };
+        check_parts(dir, &parts, spec, part)?;
+        match parts.found.get(&part.number) {
+            None => Self::start(dir, spec, part),
+            Some(true) => Err(Error::bad_file(
+                dir,
+                format!("already holds part {part}: there is nothing to do"),
+            )),
+            Some(false) => Err(Error::bad_file(
+                dir,
+                format!("holds an unfinished part {part}: continue it with `--resume`"),
+            )),
+        }
+    }
+
+    fn start(dir: &Path, spec: &StoreSpec, part: Part) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let journal = Journal {
             format: FORMAT.into(),
             version: VERSION,
             spec: spec.clone(),
         };
-        write_json(&dir.join(JOURNAL), &journal)?;
-        Self::begin(dir, spec, Vec::new())
+        write_json(&journal_path(dir, part), &journal)?;
+        Self::begin(dir, spec, part)
     }
 
     /// Continues the unfinished store in `dir`. Shards that are complete stay; anything after them is written anew.
@@ -76,37 +121,34 @@ impl StoreWriter {
     /// [`Error::Invalid`] naming the first difference if the store was begun with another specification;
     /// [`Error::BadFile`] if there is no unfinished store; [`Error::Io`].
     pub fn resume(dir: &Path, spec: &StoreSpec) -> Result<Self> {
-        match state(dir)? {
-            StoreState::Unfinished(_) => {}
-            StoreState::Finished(_) => {
-                return Err(Error::bad_file(
-                    dir,
-                    "holds a finished store: there is nothing to resume",
-                ));
-            }
-            StoreState::Absent | StoreState::Foreign(_) => {
-                return Err(Error::bad_file(
-                    dir,
-                    "holds no unfinished store: there is nothing to resume; leave out `--resume`",
-                ));
-            }
+        Self::resume_part(dir, spec, Part::WHOLE)
+    }
+
+    /// Continues part `part` of the store in `dir`, and touches the files of no other.
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume).
+    pub fn resume_part(dir: &Path, spec: &StoreSpec, part: Part) -> Result<Self> {
+        match part {
+            Part::WHOLE => resumable(dir)?,
+            part => resumable_part(dir, spec, part)?,
         }
-        let begun = read_journal(dir)?.spec;
+        let begun = read_journal(&journal_path(dir, part))?.spec;
         if let Some(difference) = begun.difference(spec) {
             return Err(Error::Invalid(format!(
                 "{}: cannot continue a store with other settings than it was begun with: {difference}",
                 dir.display()
             )));
         }
-        let mut writer = Self::begin(dir, spec, Vec::new())?;
-        writer.shards = complete_shards(dir, spec);
-        writer.next_context = writer.shards.iter().map(|s| s.n_contexts).sum();
-        remove_after(dir, writer.shards.len())?;
+        let mut writer = Self::begin(dir, spec, part)?;
+        writer.shards = complete_shards(dir, spec, part);
+        writer.next_context = writer.first_context(writer.shards.len());
+        remove_after(dir, part, writer.shards.len())?;
         Ok(writer)
     }
 
-    fn begin(dir: &Path, spec: &StoreSpec, shards: Vec<ShardEntry>) -> Result<Self> {
-        let path = dir.join(JOURNAL);
+    fn begin(dir: &Path, spec: &StoreSpec, part: Part) -> Result<Self> {
+        let path = journal_path(dir, part);
         let lock = File::open(&path).map_err(Error::io(&path))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -116,18 +158,35 @@ impl StoreWriter {
             // A file system without locks: then it is up to the user.
             Err(TryLockError::Error(_)) => {}
         }
-        Ok(Self {
+        let mut writer = Self {
             dir: dir.to_owned(),
+            part,
             spec: Arc::new(spec.clone()),
             next_context: 0,
-            shards,
+            shards: Vec::new(),
             files: Vec::new(),
             open: None,
             lock,
-        })
+        };
+        writer.next_context = writer.first_context(0);
+        Ok(writer)
     }
 
-    /// Number of the context that [`push`](Self::push) expects next: 0, or where a resumed store goes on.
+    /// The first context of the `nth` shard of this part.
+    fn first_context(&self, nth: usize) -> u64 {
+        self.part.shard(nth) as u64 * self.spec.contexts_per_shard
+    }
+
+    /// The context of this part that follows `context`.
+    fn following(&self, context: u64) -> u64 {
+        let next = context + 1;
+        match next.is_multiple_of(self.spec.contexts_per_shard) {
+            true => next + (self.part.of as u64 - 1) * self.spec.contexts_per_shard,
+            false => next,
+        }
+    }
+
+    /// Number of the context that [`push`](Self::push) expects next: the part's first, or where a resumed store goes on.
     pub fn next_context(&self) -> u64 {
         self.next_context
     }
@@ -156,7 +215,16 @@ impl StoreWriter {
             )));
         }
         let bytes = fs::read(from).map_err(Error::io(from))?;
-        atomic::write(&self.dir.join(&name), &bytes)?;
+        // Other parts may copy the same file just now.
+        let temporary = match self.part {
+            Part::WHOLE => atomic::temporary(&self.dir.join(&name)),
+            part => self.dir.join(format!("{name}.part-{}.tmp", part.number)),
+        };
+        fs::write(&temporary, &bytes).map_err(Error::io(&temporary))?;
+        File::open(&temporary)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io(&temporary))?;
+        atomic::publish(&temporary, &self.dir.join(&name))?;
         self.files.retain(|f| f.name != name);
         self.files.push(FileEntry {
             name,
@@ -181,9 +249,11 @@ impl StoreWriter {
         while first < contexts.len() {
             let shard = match &mut self.open {
                 Some(shard) => shard,
-                None => self
-                    .open
-                    .insert(ShardWriter::create(&self.dir, self.shards.len(), &self.spec)?),
+                None => self.open.insert(ShardWriter::create(
+                    &self.dir,
+                    self.part.shard(self.shards.len()),
+                    &self.spec,
+                )?),
             };
             let end = contexts.len().min(first + shard.room());
             let end_row = row + rows[row..].partition_point(|r| (r.context as usize) < end);
@@ -198,7 +268,9 @@ impl StoreWriter {
             {
                 self.shards.push(full.close()?);
             }
-            self.next_context += (end - first) as u64;
+            if let Some(last) = contexts[first..end].last() {
+                self.next_context = self.following(last.index);
+            }
             (first, row) = (end, end_row);
         }
         Ok(())
@@ -207,28 +279,89 @@ impl StoreWriter {
     /// Completes the store: the last shard, then the manifest.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if no context was written; [`Error::Io`], after which the store can be resumed.
+    /// [`Error::Invalid`] if no context was written, or this is only a part; [`Error::Io`], after which the store can be
+    /// resumed.
     pub fn finish(mut self) -> Result<StoreManifest> {
-        if let Some(last) = self.open.take() {
-            self.shards.push(last.close()?);
+        if self.part != Part::WHOLE {
+            return Err(Error::Invalid(format!(
+                "{}: part {} of a store ends with `finish_part`",
+                self.dir.display(),
+                self.part
+            )));
         }
+        self.close_last()?;
         if self.shards.is_empty() {
             return Err(Error::Invalid(format!(
                 "{}: a store needs at least one context, and none was written",
                 self.dir.display()
             )));
         }
-        let manifest = StoreManifest::new(StoreSpec::clone(&self.spec), self.shards, self.files);
+        let manifest = StoreManifest::new(
+            StoreSpec::clone(&self.spec),
+            std::mem::take(&mut self.shards),
+            std::mem::take(&mut self.files),
+        );
         write_json(&self.dir.join(MANIFEST), &manifest)?;
-        drop(self.lock);
-        let journal = self.dir.join(JOURNAL);
-        fs::remove_file(&journal).map_err(Error::io(&journal))?;
-        atomic::sync_directory(&self.dir)?;
+        self.remove_journal()?;
         Ok(manifest)
     }
 
+    /// Completes the part, or the whole store if that is what is written, of a text of `n_contexts` contexts. What it
+    /// returns speaks of the part's shards alone.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if contexts of the part were not pushed, or there are none at all; [`Error::Io`], after which
+    /// the part can be resumed.
+    pub fn finish_part(mut self, n_contexts: u64) -> Result<StoreManifest> {
+        if self.part == Part::WHOLE {
+            return self.finish();
+        }
+        self.close_last()?;
+        if self.next_context < n_contexts || n_contexts == 0 {
+            return Err(Error::Invalid(format!(
+                "{}: part {} was to be completed with {n_contexts} contexts in all, and context {} was not written",
+                self.dir.display(),
+                self.part,
+                self.next_context
+            )));
+        }
+        let manifest = StoreManifest::new(
+            StoreSpec::clone(&self.spec),
+            std::mem::take(&mut self.shards),
+            std::mem::take(&mut self.files),
+        );
+        let part = PartManifest {
+            format: FORMAT.into(),
+            version: VERSION,
+            created_by: manifest.created_by.clone(),
+            part: self.part,
+            spec: manifest.spec.clone(),
+            n_contexts,
+            shards: manifest.shards.clone(),
+            files: manifest.files.clone(),
+        };
+        write_json(&self.part.manifest(&self.dir), &part)?;
+        self.remove_journal()?;
+        Ok(manifest)
+    }
+
+    fn close_last(&mut self) -> Result<()> {
+        if let Some(last) = self.open.take() {
+            self.shards.push(last.close()?);
+        }
+        Ok(())
+    }
+
+    fn remove_journal(self) -> Result<()> {
+        let journal = journal_path(&self.dir, self.part);
+        drop(self.lock);
+        fs::remove_file(&journal).map_err(Error::io(&journal))?;
+        atomic::sync_directory(&self.dir)
+    }
+
     fn check_contexts(&self, contexts: &[Context]) -> Result<()> {
-        for (expected, context) in (self.next_context..).zip(contexts) {
+        let mut expected = self.next_context;
+        for context in contexts {
             let (n, most) = (context.tokens.len(), self.spec.context_length);
             if context.index != expected {
                 return Err(Error::Invalid(format!(
@@ -241,6 +374,7 @@ impl StoreWriter {
                     "context {expected} has {n} tokens, expected 1 to {most}"
                 )));
             }
+            expected = self.following(expected);
         }
         Ok(())
     }
@@ -321,22 +455,93 @@ fn check_rows(contexts: &[Context], rows: &[RowRef]) -> Result<()> {
     Ok(())
 }
 
-/// The shards from 0 on that are whole. A shard with fewer contexts than the specification says is the last one of a
-/// harvest that was killed before its manifest; it is written anew, since only the text knows whether it is the last.
-fn complete_shards(dir: &Path, spec: &StoreSpec) -> Vec<ShardEntry> {
+fn not_empty(dir: &Path, name: &str) -> Error {
+    Error::bad_file(
+        dir,
+        format!("is not empty, there is {name} in it: choose an empty or new directory"),
+    )
+}
+
+/// The journal of a store, or of a part of one.
+fn journal_path(dir: &Path, part: Part) -> PathBuf {
+    match part {
+        Part::WHOLE => dir.join(JOURNAL),
+        part => part.journal(dir),
+    }
+}
+
+/// Refuses to resume what is no unfinished store.
+fn resumable(dir: &Path) -> Result<()> {
+    let nothing = |what: &str| Err(Error::bad_file(dir, what));
+    match state(dir)? {
+        StoreState::Unfinished(_) if Parts::scan(dir)?.is_some() => {
+            nothing("holds a store in parts: say with `--shard` which of them is to be resumed")
+        }
+        StoreState::Unfinished(_) => Ok(()),
+        StoreState::Finished(_) => nothing("holds a finished store: there is nothing to resume"),
+        StoreState::Absent | StoreState::Foreign(_) => {
+            nothing("holds no unfinished store: there is nothing to resume; leave out `--resume`")
+        }
+    }
+}
+
+/// Refuses to resume a part that is not unfinished.
+fn resumable_part(dir: &Path, spec: &StoreSpec, part: Part) -> Result<()> {
+    let parts = if dir.is_dir() { Parts::scan(dir)? } else { None };
+    if let Some(parts) = &parts {
+        check_parts(dir, parts, spec, part)?;
+    }
+    match parts.and_then(|parts| parts.found.get(&part.number).copied()) {
+        Some(false) => Ok(()),
+        Some(true) => Err(Error::bad_file(
+            dir,
+            format!("holds part {part}, finished: there is nothing to resume"),
+        )),
+        None => Err(Error::bad_file(
+            dir,
+            format!("holds no unfinished part {part}: there is nothing to resume; leave out `--resume`"),
+        )),
+    }
+}
+
+/// Whether `part` of a store of `spec` can stand beside the parts that are there.
+fn check_parts(dir: &Path, parts: &Parts, spec: &StoreSpec, part: Part) -> Result<()> {
+    if parts.of != part.of {
+        return Err(Error::bad_file(
+            dir,
+            format!(
+                "holds parts of {}, and part {part} would overlap them: use the same number of parts, or another directory",
+                parts.of
+            ),
+        ));
+    }
+    let (other, begun) = parts.spec()?;
+    match begun.difference(spec) {
+        None => Ok(()),
+        Some(difference) => Err(Error::Invalid(format!(
+            "{}: part {part} has other settings than part {other}, which is there: {difference}",
+            dir.display()
+        ))),
+    }
+}
+
+/// The part's shards from its first on that are whole. A shard with fewer contexts than the specification says is the
+/// last one of a harvest that was killed before its manifest; it is written anew, since only the text knows whether it
+/// is the last.
+fn complete_shards(dir: &Path, spec: &StoreSpec, part: Part) -> Vec<ShardEntry> {
     (0..)
-        .map_while(|number| survey(dir, number, spec).filter(|s| s.n_contexts == spec.contexts_per_shard))
+        .map_while(|nth| survey(dir, part.shard(nth), spec).filter(|s| s.n_contexts == spec.contexts_per_shard))
         .collect()
 }
 
-/// Removes shards from number `keep` on, and temporary files.
-fn remove_after(dir: &Path, keep: usize) -> Result<()> {
+/// Removes the part's shards behind the first `keep`, and its temporary files.
+fn remove_after(dir: &Path, part: Part, keep: usize) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let temporary = name.strip_suffix(".tmp");
-        let number = shard_number(temporary.unwrap_or(&name));
-        if number.is_some_and(|n| temporary.is_some() || n >= keep) {
+        let number = shard_number(temporary.unwrap_or(&name)).filter(|&n| part.owns(n as u64));
+        if number.is_some_and(|n| temporary.is_some() || n >= part.shard(keep)) {
             fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
         }
     }

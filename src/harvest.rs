@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use activations::corpus::InvalidUtf8;
+use activations::corpus::{Format, InvalidUtf8, Reading};
 use activations::harvest::{self, HarvestOptions, HarvestReport};
 use activations::store::Part;
 use activations::{ActDtype, Device, Outcome, Progress, Stop};
@@ -18,11 +18,13 @@ use crate::{interrupt, limits};
 Examples:
   sae harvest --model stories15M/ --text stories.txt --hook blocks.3.hook_resid_post --tokens 1M --out acts/
   sae harvest --model stories15M/ --text books/ --hook blocks.2.hook_mlp_out --hook blocks.3.hook_resid_post --out acts/
+  sae harvest --model DIR --text 'crawl/*.jsonl.zst' --field content --skip-bad --hook blocks.3.hook_resid_post --out acts/
   sae harvest … --out acts/ --shard 2/5   # the second of five processes, on any machines, that fill one directory
   sae harvest … --out acts/ --resume      # after Ctrl-C, a crash or kill -9: the same bytes as if never stopped
 
-Hooks have TransformerLens' names; a wrong one is answered with those that the model has. BOS and EOS get no rows
-(BOS is an attention sink) unless --keep-special. Three lines of Python read the store: activations/STORE.md.")]
+Texts are .txt, .jsonl, .json and .csv, plain, .gz or .zst, and .parquet: docs/texts.md. Hooks have TransformerLens'
+names; a wrong one is answered with those that the model has. BOS and EOS get no rows (BOS is an attention sink) unless
+--keep-special. Three lines of Python read the store: activations/STORE.md.")]
 pub struct Args {
     /// A model in Hugging Face's layout: config.json, model.safetensors (or shards), tokenizer.json
     #[arg(long, value_name = "DIR")]
@@ -62,7 +64,7 @@ pub struct Args {
 /// Which text, and how it is cut: shared by `harvest` and `features`.
 #[derive(clap::Args, Clone, Default)]
 pub struct Text {
-    /// Text files, and directories of .txt files
+    /// Text files, directories of them, patterns such as 'books/*.txt' in quotes, or - for the standard input
     #[arg(id = "text", long, value_name = "PATH", num_args = 1..)]
     paths: Vec<PathBuf>,
     /// Stop after so many tokens: 250000, 250k, 1.5M (default: all of the text)
@@ -71,12 +73,48 @@ pub struct Text {
     /// Tokens of a context, BOS included (default: the model's longest, at most 1024)
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// A line that separates documents within a file, such as '<|end|>' (default: a file is a document)
+    /// What the files are (default: what their names say, and txt for any other name)
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<TextFormat>,
+    /// The field of .jsonl and .json, or the column of .csv and .parquet, that is the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    field: String,
+    /// Leave out records that are broken or whose field is no string, and count them, instead of stopping
+    #[arg(long)]
+    skip_bad: bool,
+    /// A line that separates documents within a text, such as '<|end|>' (default: a text is a document)
     #[arg(long, value_name = "LINE")]
     separator: Option<String>,
     /// What to do about bytes that are not UTF-8
     #[arg(long, value_name = "HOW", default_value = "refuse")]
     invalid_utf8: Invalid,
+}
+
+/// [`Format`] as a flag.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TextFormat {
+    /// Plain text: a file is a document, or several with --separator
+    Txt,
+    /// A JSON object a line
+    Jsonl,
+    /// A JSON array of objects, or objects one after the other
+    Json,
+    /// Comma-separated values with a line of column names
+    Csv,
+    /// Parquet, such as datasets on the hub are
+    Parquet,
+}
+
+impl From<TextFormat> for Format {
+    fn from(format: TextFormat) -> Self {
+        match format {
+            TextFormat::Txt => Self::Txt,
+            TextFormat::Jsonl => Self::Jsonl,
+            TextFormat::Json => Self::Json,
+            TextFormat::Csv => Self::Csv,
+            TextFormat::Parquet => Self::Parquet,
+        }
+    }
 }
 
 /// [`InvalidUtf8`] as a flag.
@@ -94,6 +132,7 @@ impl Text {
     pub fn of(path: &Path, separator: &str) -> Self {
         Self {
             paths: vec![path.to_owned()],
+            field: "text".into(),
             separator: Some(separator.to_owned()),
             ..Self::default()
         }
@@ -110,10 +149,15 @@ impl Text {
             hooks,
             tokens: self.tokens,
             context: self.context,
-            separator: self.separator.clone(),
-            invalid_utf8: match self.invalid_utf8 {
-                Invalid::Refuse => InvalidUtf8::Refuse,
-                Invalid::Replace => InvalidUtf8::Replace,
+            reading: Reading {
+                format: self.format.map(Format::from),
+                field: self.field.clone(),
+                skip_bad: self.skip_bad,
+                invalid_utf8: match self.invalid_utf8 {
+                    Invalid::Refuse => InvalidUtf8::Refuse,
+                    Invalid::Replace => InvalidUtf8::Replace,
+                },
+                separator: self.separator.clone(),
             },
             ..HarvestOptions::new(model, self.paths.clone(), String::new())
         }
@@ -188,5 +232,8 @@ fn print_report(report: &HarvestReport, out: &Path) {
     );
     if report.replaced > 0 {
         println!("{} sequences were not UTF-8 and were replaced", report.replaced);
+    }
+    if report.bad_records > 0 {
+        println!("{} bad records of the text were left out", report.bad_records);
     }
 }

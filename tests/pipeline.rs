@@ -324,6 +324,46 @@ fn mistakes_are_answered_with_what_is_wrong_and_what_there_is() {
 }
 
 #[test]
+fn a_text_from_the_standard_input_makes_the_same_activations_as_one_from_a_file() {
+    let place = Place::new();
+    let stories = fs::read_to_string(storyteller().join("stories.txt")).unwrap();
+    let records = stories
+        .split("<|end|>")
+        .take(40)
+        .map(|story| serde_json::json!({ "story": story }).to_string());
+    let lines = records.collect::<Vec<_>>().join("\n{\"story\": 7}\n");
+    fs::write(place.path("stories.jsonl"), &lines).unwrap();
+    let line = format!("harvest --model MODEL --hook {HOOK} --field story --skip-bad --context 64 --json");
+    let report = place.json(&format!("{line} --text stories.jsonl --out file"));
+    assert_eq!(report["bad_records"], 39);
+    let mut child = place
+        .command(&format!("{line} --text - --format jsonl --out pipe"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    let manifest = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(place.path(name).join("manifest.json")).unwrap()).unwrap()
+    };
+    let (file, pipe) = (manifest("file"), manifest("pipe"));
+    assert_eq!(pipe["spec"]["corpus"]["name"], "standard input");
+    assert_eq!(pipe["spec"]["corpus"]["sha256"], file["spec"]["corpus"]["sha256"]);
+    assert_eq!(pipe["shards"][0]["sample_sha256"], file["shards"][0]["sample_sha256"]);
+    let wrong = place.error(&format!(
+        "harvest --model MODEL --hook {HOOK} --text stories.jsonl --out wrong"
+    ));
+    assert!(
+        wrong.contains("line 1 has no field") && wrong.contains("story"),
+        "{wrong}"
+    );
+    let none = place.error(&format!("harvest --model MODEL --hook {HOOK} --text *.csv --out none"));
+    assert!(none.contains("*.csv: no file matches this pattern"), "{none}");
+}
+
+#[test]
 fn a_taken_port_is_an_error_that_names_the_flag() {
     let place = Place::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

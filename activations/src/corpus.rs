@@ -2,8 +2,8 @@
 //!
 //! The one decision: **one rule for packing, and nothing but the files and the options decide the result.**
 //!
-//! 1. A file is a document; with a separator line (such as `<|end|>`), each part between separators is. Documents that
-//!    are only white space do not count.
+//! 1. A plain text is a document; of JSON, CSV and Parquet, one field of each record is. With a separator line (such as
+//!    `<|end|>`), each part between separators is a document. Documents that are only white space do not count.
 //! 2. The documents' tokens follow each other, with BOS between two documents (EOS in a model without BOS).
 //! 3. This stream is cut into contexts of the length asked for. Each context begins with BOS, which counts as one of
 //!    its tokens. The last may be shorter.
@@ -12,16 +12,22 @@
 //! cut at line breaks, many pieces at once, in memory that does not grow with the files; the pieces depend on the text
 //! alone, so that neither the number of threads nor the place where a run resumes changes a token.
 
+mod documents;
 mod files;
+mod format;
+mod input;
 mod pack;
 mod pieces;
+mod spool;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use self::files::TextFile;
+pub use self::format::Format;
 use self::pack::Packer;
 use self::pieces::{Piece, Pieces};
 use crate::context::Context;
@@ -40,6 +46,36 @@ pub enum InvalidUtf8 {
     Replace,
 }
 
+/// How documents are found in files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// What the files are; what their names say, if absent.
+    pub format: Option<Format>,
+    /// The field of JSON, or column of CSV and Parquet, that is the text.
+    pub field: String,
+    /// Whether records that are broken, or whose field is no string, are left out and counted (see
+    /// [`Contexts::bad_records`]) instead of being an error.
+    pub skip_bad: bool,
+    /// What to do about bytes that are not UTF-8.
+    pub invalid_utf8: InvalidUtf8,
+    /// A line that separates documents within a text, compared without white space around it. It belongs to no
+    /// document, nor does the line break before it.
+    pub separator: Option<String>,
+}
+
+impl Default for Reading {
+    /// The field `text`, nothing skipped, nothing replaced, no separator.
+    fn default() -> Self {
+        Self {
+            format: None,
+            field: "text".into(),
+            skip_bad: false,
+            invalid_utf8: InvalidUtf8::Refuse,
+            separator: None,
+        }
+    }
+}
+
 /// How files become contexts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorpusOptions {
@@ -49,17 +85,14 @@ pub struct CorpusOptions {
     pub bos: Option<u32>,
     /// Token that stands between documents if there is no `bos`.
     pub eos: Option<u32>,
-    /// What to do about bytes that are not UTF-8.
-    pub invalid_utf8: InvalidUtf8,
-    /// A line that separates documents within a file, compared without white space around it. It belongs to no
-    /// document, nor does the line break before it.
-    pub separator: Option<String>,
+    /// How documents are found in the files.
+    pub reading: Reading,
 }
 
 /// Text files and a tokenizer: contexts can be drawn from it any number of times, always the same ones.
 #[derive(Clone)]
 pub struct Corpus {
-    files: Vec<PathBuf>,
+    files: Vec<TextFile>,
     bytes: u64,
     name: String,
     tokenizer: Tokenizer,
@@ -67,10 +100,12 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Finds the files: those named, and every `.txt` file in or below a directory named, in the order of their paths.
+    /// Finds the files: those named, those that a pattern such as `books/*.txt` matches, and every text in or below a
+    /// directory named, in the order of their paths. `-` is the standard input, which is copied to a temporary file.
     ///
     /// # Errors
-    /// When a path does not exist, a directory has no `.txt` file, everything is empty, or the options make no sense.
+    /// When a path does not exist, a pattern matches nothing, a directory has no texts or several kinds of them,
+    /// everything is empty, or the options make no sense.
     pub fn open(paths: &[PathBuf], tokenizer: &Tokenizer, options: CorpusOptions) -> Result<Self> {
         let smallest = if options.bos.is_some() { 2 } else { 1 };
         if options.context < smallest {
@@ -80,6 +115,7 @@ impl Corpus {
             )));
         }
         if options
+            .reading
             .separator
             .as_ref()
             .is_some_and(|s| s.trim().is_empty() || s.trim().contains('\n'))
@@ -88,13 +124,13 @@ impl Corpus {
                 "the document separator must be the text of one line, such as \"<|end|>\"".into(),
             ));
         }
-        let files = files::find(paths)?;
+        let files = files::find(paths, options.reading.format)?;
         let mut bytes = 0;
         for file in &files {
-            bytes += std::fs::metadata(file).map_err(Error::io(file))?.len();
+            bytes += std::fs::metadata(file.path()).map_err(Error::io(file.label()))?.len();
         }
         if bytes == 0 {
-            return Err(nothing_in(&files));
+            return Err(nothing_in(&files, None));
         }
         Ok(Self {
             files,
@@ -115,11 +151,7 @@ impl Corpus {
     pub fn contexts_from(&self, first: u64) -> Contexts {
         Contexts {
             corpus: self.clone(),
-            pieces: Pieces::new(
-                &self.files,
-                self.options.invalid_utf8,
-                self.options.separator.as_deref(),
-            ),
+            pieces: Pieces::new(&self.files, &self.options.reading),
             packer: Packer::new(&self.options),
             first,
             ready: VecDeque::new(),
@@ -134,8 +166,13 @@ impl Corpus {
     }
 
     /// The files, in the order they are read.
-    pub fn files(&self) -> &[PathBuf] {
-        &self.files
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(TextFile::label)
+    }
+
+    /// The formats of the files, each once.
+    pub fn formats(&self) -> BTreeSet<Format> {
+        self.files.iter().map(TextFile::format).collect()
     }
 
     /// Size of all files, in bytes.
@@ -153,13 +190,36 @@ impl Corpus {
         &self.options
     }
 
+    /// By name, everything about the reading that decides which tokens come out of the files: settings that do not
+    /// matter for these files, or that are what they are by default, are absent.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let reading = &self.options.reading;
+        let formats = self.formats();
+        let mut settings = BTreeMap::new();
+        let mut set = |key: &str, value: String| settings.insert(key.to_owned(), value);
+        set("invalid_utf8", format!("{:?}", reading.invalid_utf8).to_lowercase());
+        if let Some(separator) = &reading.separator {
+            set("separator", separator.clone());
+        }
+        if formats.iter().any(|&format| documents::has_fields(format)) {
+            let names: Vec<&str> = formats.iter().map(|format| format.name()).collect();
+            set("format", names.join(" "));
+            set("field", reading.field.clone());
+            if reading.skip_bad {
+                set("skip_bad", "true".into());
+            }
+        }
+        settings
+    }
+
     /// SHA-256, in hex, over the length, the first and the last mebibyte of each file: cheap whatever the size, and
     /// different once a file was added, removed, grown or replaced.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        fingerprint(&self.files)
+        let paths: Vec<PathBuf> = self.files.iter().map(|file| file.path().to_owned()).collect();
+        fingerprint(&paths)
     }
 }
 
@@ -174,13 +234,20 @@ pub struct Contexts {
     ended: bool,
 }
 
-/// Pieces tokenised at once: enough for many threads, and at most a few mebibytes of text.
-const PIECES_AT_ONCE: usize = 64;
+/// Bytes of text tokenised at once: enough for many threads.
+const BYTES_AT_ONCE: usize = 1 << 20;
+/// The most pieces tokenised at once, where documents are very short.
+const PIECES_AT_ONCE: usize = 4096;
 
 impl Contexts {
     /// Invalid sequences replaced so far.
     pub fn replaced(&self) -> u64 {
-        self.pieces.replaced()
+        self.pieces.tally().replaced
+    }
+
+    /// Records left out so far because they were broken, or held no string.
+    pub fn bad_records(&self) -> u64 {
+        self.pieces.tally().bad
     }
 
     /// Bytes of the files that the contexts so far were made of, give or take a few pieces read ahead.
@@ -195,10 +262,13 @@ impl Contexts {
 
     /// Reads, tokenises and packs the next pieces.
     fn advance(&mut self) -> Result<()> {
-        let mut pieces: Vec<Piece> = Vec::with_capacity(PIECES_AT_ONCE);
-        while pieces.len() < PIECES_AT_ONCE {
+        let (mut pieces, mut bytes): (Vec<Piece>, usize) = (Vec::new(), 0);
+        while pieces.len() < PIECES_AT_ONCE && bytes < BYTES_AT_ONCE {
             match self.pieces.next() {
-                Some(Ok(piece)) => pieces.push(piece),
+                Some(Ok(piece)) => {
+                    bytes += piece.text.len();
+                    pieces.push(piece);
+                }
                 Some(Err(e)) => {
                     self.error = Some(e);
                     self.ended = true;
@@ -222,7 +292,8 @@ impl Contexts {
         if self.ended && self.error.is_none() {
             self.packer.finish(&mut self.ready);
             if self.packer.tokens() == 0 {
-                self.error = Some(nothing_in(&self.corpus.files));
+                let first_bad = self.pieces.tally().first_bad.as_deref();
+                self.error = Some(nothing_in(&self.corpus.files, first_bad));
             }
         }
         Ok(())
@@ -250,18 +321,17 @@ impl Iterator for Contexts {
     }
 }
 
-fn nothing_in(files: &[PathBuf]) -> Error {
-    let shown: Vec<_> = files.iter().take(3).map(|f| f.display().to_string()).collect();
+/// There is no text; where there were bad records, `first_bad` says what was wrong with the first.
+fn nothing_in(files: &[TextFile], first_bad: Option<&str>) -> Error {
+    let shown: Vec<_> = files.iter().take(3).map(|f| f.label().display().to_string()).collect();
     let more = match files.len() - shown.len() {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    Error::Invalid(format!("there is no text in {}{more}", shown.join(", ")))
-}
-
-/// Whether `path` is a text that a directory of texts offers.
-fn is_text(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt"))
+    let bad = first_bad.map_or(String::new(), |first| {
+        format!("; bad records were left out, the first: {first}")
+    });
+    Error::Invalid(format!("there is no text in {}{more}{bad}", shown.join(", ")))
 }
 
 #[cfg(test)]

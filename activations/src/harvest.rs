@@ -20,7 +20,7 @@ use self::recorder::Recorder;
 pub use self::run::{HarvestReport, run};
 pub use self::stream::ContextStream;
 use crate::context::Context;
-use crate::corpus::{Corpus, CorpusOptions, InvalidUtf8};
+use crate::corpus::{Corpus, CorpusOptions, Reading};
 use crate::device::Device;
 use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
@@ -37,8 +37,10 @@ pub const DEFAULT_CONTEXT: usize = 1024;
 pub struct HarvestOptions {
     /// Model directory: `config.json`, `model.safetensors`, `tokenizer.json`.
     pub model: PathBuf,
-    /// Text files, and directories of `.txt` files.
+    /// Text files, directories of them, patterns such as `books/*.txt`, or `-`: see [`Corpus::open`].
     pub text: Vec<PathBuf>,
+    /// How documents are found in the files.
+    pub reading: Reading,
     /// Names of the hooks, such as `blocks.3.hook_resid_post`.
     pub hooks: Vec<String>,
     /// How many tokens the model should read, special tokens included: whole contexts are taken from the beginning of
@@ -51,10 +53,6 @@ pub struct HarvestOptions {
     /// Whether BOS and EOS get rows, too. BOS is an attention sink in most models: its activations are several times
     /// longer than all others and alike everywhere, so that a dictionary would waste itself on them.
     pub keep_special: bool,
-    /// What to do about bytes that are not UTF-8.
-    pub invalid_utf8: InvalidUtf8,
-    /// A line that separates documents, see [`CorpusOptions::separator`].
-    pub separator: Option<String>,
     /// Contexts in each shard of the store; as many as make about 64 MiB if absent. A harvest that is stopped loses the
     /// shard that it is in the middle of.
     pub contexts_per_shard: Option<u64>,
@@ -70,13 +68,12 @@ impl HarvestOptions {
         Self {
             model: model.into(),
             text,
+            reading: Reading::default(),
             hooks: vec![hook.into()],
             tokens: None,
             context: None,
             dtype: ActDtype::F16,
             keep_special: false,
-            invalid_utf8: InvalidUtf8::Refuse,
-            separator: None,
             contexts_per_shard: None,
             part: Part::WHOLE,
             device: Device::Cpu,
@@ -163,8 +160,7 @@ pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
         context,
         bos: config.bos,
         eos: config.eos.first().copied(),
-        invalid_utf8: options.invalid_utf8,
-        separator: options.separator.clone(),
+        reading: options.reading.clone(),
     };
     let corpus = Corpus::open(&options.text, &tokenizer, corpus)?;
     let skipped = match options.keep_special {
@@ -191,7 +187,7 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
     let tokens = if sample.len() < recorder.batch() {
         sampled
     } else {
-        let per_byte = contexts.tokens_packed() as f64 / contexts.bytes_read() as f64;
+        let per_byte = contexts.tokens_packed() as f64 / contexts.bytes_read().max(1) as f64;
         ((corpus.bytes() as f64 * per_byte) as u64).max(sampled)
     };
     let (tokens_per_second, rows_per_token) = measure(recorder, &sample)?;

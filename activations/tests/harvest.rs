@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use activations::corpus::{InvalidUtf8, Reading};
 use activations::harvest::{ContextStream, HarvestOptions, HarvestPlan, plan, run};
 use activations::hooks::{HookPoint, Record};
 use activations::model::Transformer;
@@ -37,7 +38,10 @@ fn text_of(lines: usize) -> TempDir {
 
 fn options(text: &TempDir) -> HarvestOptions {
     HarvestOptions {
-        separator: Some("<|end|>".into()),
+        reading: Reading {
+            separator: Some("<|end|>".into()),
+            ..Reading::default()
+        },
         context: Some(16),
         dtype: ActDtype::F32,
         ..HarvestOptions::new(fixture(), vec![text.path().to_owned()], HOOK)
@@ -337,7 +341,7 @@ fn invalid_utf8_behind_the_beginning_of_the_text_ends_the_harvest_with_the_file_
         .unwrap()
         .to_string();
     assert_says(&error, &["text.txt", &format!("byte {offset}")]);
-    options.invalid_utf8 = activations::corpus::InvalidUtf8::Replace;
+    options.reading.invalid_utf8 = InvalidUtf8::Replace;
     let replaced = tempfile::tempdir().unwrap();
     let (_, report) = run(&planned(&options), replaced.path(), false, &Silent, &Stop::new()).unwrap();
     assert_eq!(report.replaced, 1);

@@ -1,39 +1,176 @@
 //! Which files a corpus is made of.
+//!
+//! A path is a file, a directory, a pattern such as `books/*.txt`, or `-` for the standard input. A directory gives the
+//! files of one format, because one that holds two kinds of texts more often holds one kind and something else.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::is_text;
+use super::format::{Compression, Format, of_name};
+use super::spool::Spool;
 use crate::error::{Error, Result};
 
-/// The files named, and the texts below each directory named, sorted by path within it.
-pub(super) fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+/// One file of a corpus.
+#[derive(Clone)]
+pub(super) struct TextFile {
+    /// As people know it.
+    label: PathBuf,
+    format: Format,
+    /// Its bytes, where they came through a pipe.
+    spool: Option<Arc<Spool>>,
+}
+
+impl TextFile {
+    fn of(label: PathBuf, format: Option<Format>, spool: Option<Spool>) -> Result<Self> {
+        let (named, compression) = of_name(&label);
+        // A name that says nothing is a text, as it always was.
+        let format = format.or(named).unwrap_or(Format::Txt);
+        if let (Format::Parquet, Some(compression)) = (format, compression) {
+            return Err(Error::bad_file(
+                label,
+                format!(
+                    "is Parquet within {}, which cannot be read in parts: decompress it first (Parquet has its own \
+                     compression)",
+                    match compression {
+                        Compression::None => "something",
+                        other => other.name(),
+                    }
+                ),
+            ));
+        }
+        Ok(Self {
+            label,
+            format,
+            spool: spool.map(Arc::new),
+        })
+    }
+
+    /// The file, as people know it.
+    pub(super) fn label(&self) -> &Path {
+        &self.label
+    }
+
+    /// Where its bytes are.
+    pub(super) fn path(&self) -> &Path {
+        self.spool.as_ref().map_or(&self.label, |spool| spool.path())
+    }
+
+    /// How documents lie in it.
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+}
+
+/// The files named, the matches of each pattern, and the texts below each directory, sorted by path within it. All are
+/// of `format`, if one is given.
+pub(super) fn find(paths: &[PathBuf], format: Option<Format>) -> Result<Vec<TextFile>> {
     if paths.is_empty() {
         return Err(Error::Invalid("no text given: name files or directories".into()));
     }
+    if paths.iter().filter(|path| is_stdin(path)).count() > 1 {
+        return Err(Error::Invalid("the standard input (-) can be read only once".into()));
+    }
     let mut files = Vec::new();
     for path in paths {
-        let metadata = fs::metadata(path).map_err(Error::io(path))?;
-        if !metadata.is_dir() {
-            files.push(path.clone());
-            continue;
+        if is_stdin(path) {
+            let spool = Spool::of(std::io::stdin().lock(), "the standard input")?;
+            files.push(TextFile::of("standard input".into(), format, Some(spool))?);
+        } else if !path.exists() && is_pattern(path) {
+            for path in matches(path)? {
+                files.push(TextFile::of(path, format, None)?);
+            }
+        } else {
+            files.append(&mut named(path, format)?);
         }
-        let mut found = Vec::new();
-        walk(path, &mut found)?;
-        if found.is_empty() {
-            return Err(Error::bad_file(
-                path,
-                "no .txt file in or below this directory: name other files one by one",
-            ));
-        }
-        found.sort_unstable();
-        files.append(&mut found);
     }
     Ok(files)
 }
 
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// What a path gives that is there, or must be.
+fn named(path: &Path, format: Option<Format>) -> Result<Vec<TextFile>> {
+    let metadata = fs::metadata(path).map_err(Error::io(path))?;
+    if metadata.is_dir() {
+        let found = below(path, format)?;
+        return found.into_iter().map(|path| TextFile::of(path, format, None)).collect();
+    }
+    let spool = match metadata.is_file() {
+        true => None,
+        // A pipe can be read once, and a corpus is read several times.
+        false => Some(Spool::of(
+            fs::File::open(path).map_err(Error::io(path))?,
+            &path.display().to_string(),
+        )?),
+    };
+    Ok(vec![TextFile::of(path.to_owned(), format, spool)?])
+}
+
+fn is_pattern(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.contains(['*', '?', '[']))
+}
+
+/// The files that a pattern matches, sorted. `**` is any number of directories; hidden files need a pattern with a dot.
+fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
+    let options = glob::MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+    };
+    let found = glob::glob_with(&pattern.to_string_lossy(), options)
+        .map_err(|e| Error::bad_file(pattern, format!("is no pattern of file names: {}", e.msg)))?;
+    let mut files = Vec::new();
+    for path in found {
+        let path = path.map_err(|e| Error::io(e.path().to_owned())(e.into()))?;
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::bad_file(pattern, "no file matches this pattern"));
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// The texts of one format in and below `dir`.
+fn below(dir: &Path, format: Option<Format>) -> Result<Vec<PathBuf>> {
+    let mut found: BTreeMap<Format, Vec<PathBuf>> = BTreeMap::new();
+    walk(dir, &mut found)?;
+    if let Some(format) = format {
+        found.retain(|&this, _| this == format);
+    }
+    let counts: Vec<String> = found.iter().map(|(f, files)| format!("{} .{f}", files.len())).collect();
+    let mut kinds = found.into_values();
+    let Some(mut files) = kinds.next() else {
+        let kinds = match format {
+            Some(format) => format!("no .{format} file"),
+            None => "no text file (.txt, .jsonl, .json, .csv, .parquet, plain or .gz or .zst)".into(),
+        };
+        return Err(Error::bad_file(
+            dir,
+            format!("{kinds} in or below this directory: name other files one by one"),
+        ));
+    };
+    if kinds.next().is_some() {
+        return Err(Error::bad_file(
+            dir,
+            format!(
+                "has texts of several kinds ({}): say which with --format, or name the files",
+                counts.join(", ")
+            ),
+        ));
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
 /// Texts in and below `dir`. Hidden entries are left out, and links to directories, which could form a circle.
-fn walk(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+fn walk(dir: &Path, found: &mut BTreeMap<Format, Vec<PathBuf>>) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let entry = entry.map_err(Error::io(dir))?;
         let path = entry.path();
@@ -42,8 +179,10 @@ fn walk(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         }
         if entry.file_type().map_err(Error::io(&path))?.is_dir() {
             walk(&path, found)?;
-        } else if is_text(&path) && fs::metadata(&path).map_err(Error::io(&path))?.is_file() {
-            found.push(path);
+        } else if let (Some(format), _) = of_name(&path)
+            && fs::metadata(&path).map_err(Error::io(&path))?.is_file()
+        {
+            found.entry(format).or_default().push(path);
         }
     }
     Ok(())
@@ -52,6 +191,9 @@ fn walk(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 /// The last part of the first path, and how many paths there are beside it.
 pub(super) fn name(paths: &[PathBuf]) -> String {
     let last = |path: &Path| {
+        if is_stdin(path) {
+            return "standard input".to_owned();
+        }
         let part = path.file_name().map(|n| n.to_string_lossy().into_owned());
         part.unwrap_or_else(|| path.display().to_string())
     };

@@ -1,23 +1,20 @@
-//! Reading files as pieces of documents, each small enough to be tokenised at once.
+//! Documents in pieces, each small enough to be tokenised at once.
 //!
 //! Where a document is cut depends on its text alone, never on how much a read returned. A tokenizer sees each piece by
 //! itself, so that pieces end where tokenizers end words anyway: after a line break that stands alone, or, in endless
 //! lines, before a space.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
 
-use super::InvalidUtf8;
-use crate::error::{Error, Result};
+use super::Reading;
+use super::documents::{self, Documents, Read, Tally};
+use super::files::TextFile;
+use crate::error::Result;
 
 /// A document is cut at the first good line break after so many bytes ...
 const PIECE: usize = 16 << 10;
 /// ... and anywhere before so many. Also the longest line that is not cut.
 pub(super) const LONGEST: usize = 64 << 10;
-/// Bytes read at once.
-const BLOCK: usize = 256 << 10;
 
 /// A part of a document.
 pub(super) struct Piece {
@@ -30,62 +27,66 @@ pub(super) struct Piece {
 
 /// The pieces of some files in order.
 pub(super) struct Pieces {
-    files: VecDeque<PathBuf>,
-    invalid: InvalidUtf8,
-    separator: Option<String>,
+    files: VecDeque<TextFile>,
+    reading: Reading,
     lines: Option<Lines>,
     /// What the document has since its last piece.
     text: String,
     in_document: bool,
     documents: u64,
-    replaced: u64,
+    tally: Tally,
+    /// Bytes of the files before the present one.
     bytes: u64,
 }
 
 impl Pieces {
-    pub(super) fn new(files: &[PathBuf], invalid: InvalidUtf8, separator: Option<&str>) -> Self {
+    pub(super) fn new(files: &[TextFile], reading: &Reading) -> Self {
         Self {
             files: files.iter().cloned().collect(),
-            invalid,
-            separator: separator.map(|s| s.trim().to_owned()),
+            reading: reading.clone(),
             lines: None,
             text: String::new(),
             in_document: false,
             documents: 0,
-            replaced: 0,
+            tally: Tally::new(reading),
             bytes: 0,
         }
     }
 
-    /// Invalid sequences replaced so far.
-    pub(super) fn replaced(&self) -> u64 {
-        self.replaced + self.lines.as_ref().map_or(0, |l| l.replaced)
+    /// What was replaced and left out so far.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
-    /// Bytes of text taken so far.
+    /// Bytes of the files that the pieces so far were made of, about.
     pub(super) fn bytes_read(&self) -> u64 {
-        self.bytes
+        self.bytes + self.lines.as_ref().map_or(0, Lines::bytes_used)
     }
 
     fn read(&mut self) -> Result<Option<Piece>> {
         loop {
             let Some(lines) = &mut self.lines else {
-                let Some(path) = self.files.pop_front() else {
+                let Some(file) = self.files.pop_front() else {
                     return Ok(None);
                 };
-                self.lines = Some(Lines::open(path, self.invalid)?);
+                self.lines = Some(Lines::new(documents::open(&file, &self.reading)?));
                 continue;
             };
-            let Some(line) = lines.next()? else {
-                self.replaced += lines.replaced;
-                self.lines = None;
-                if let Some(piece) = self.end_document() {
-                    return Ok(Some(piece));
+            let line = match lines.next(&mut self.tally)? {
+                Part::Line(line) => line,
+                Part::End => {
+                    if let Some(piece) = self.end_document() {
+                        return Ok(Some(piece));
+                    }
+                    continue;
                 }
-                continue;
+                Part::NoMore => {
+                    self.bytes += lines.bytes_used();
+                    self.lines = None;
+                    continue;
+                }
             };
-            self.bytes += line.text.len() as u64;
-            if line.whole && self.separator.as_deref() == Some(line.text.trim()) {
+            if line.whole && self.reading.separator.as_deref().map(str::trim) == Some(line.text.trim()) {
                 if let Some(piece) = self.end_document() {
                     return Ok(Some(piece));
                 }
@@ -106,7 +107,7 @@ impl Pieces {
     /// The rest of the document.
     fn end_document(&mut self) -> Option<Piece> {
         let mut text = std::mem::take(&mut self.text);
-        if self.separator.is_some() && text.ends_with('\n') {
+        if self.reading.separator.is_some() && text.ends_with('\n') {
             text.pop();
             if text.ends_with('\r') {
                 text.pop();
@@ -152,6 +153,15 @@ fn cuts_well(text: &str, next: &str) -> bool {
         && next.starts_with(|c: char| !c.is_whitespace())
 }
 
+/// What comes next in a file.
+enum Part<'a> {
+    Line(Line<'a>),
+    /// The document is over.
+    End,
+    /// The file is.
+    NoMore,
+}
+
 /// A line with its line break, or a part of a very long one.
 struct Line<'a> {
     text: &'a str,
@@ -159,42 +169,37 @@ struct Line<'a> {
     whole: bool,
 }
 
-/// The lines of one file, decoded while reading.
+/// The lines of one file, document by document.
 struct Lines {
-    path: PathBuf,
-    file: File,
-    invalid: InvalidUtf8,
-    /// Bytes read but not decoded: the beginning of a character.
-    undecoded: Vec<u8>,
-    /// Offset in the file of `undecoded`.
-    offset: u64,
+    documents: Box<dyn Documents>,
+    /// Text of the present document that was read.
     text: String,
     /// How far `text` has been given out.
     taken: usize,
     /// Whether the next line is the rest of one that was cut.
     within_line: bool,
+    /// Whether all of the present document has been read.
     ended: bool,
-    replaced: u64,
 }
 
 impl Lines {
-    fn open(path: PathBuf, invalid: InvalidUtf8) -> Result<Self> {
-        let file = File::open(&path).map_err(Error::io(&path))?;
-        Ok(Self {
-            path,
-            file,
-            invalid,
-            undecoded: Vec::new(),
-            offset: 0,
+    fn new(documents: Box<dyn Documents>) -> Self {
+        Self {
+            documents,
             text: String::new(),
             taken: 0,
             within_line: false,
             ended: false,
-            replaced: 0,
-        })
+        }
     }
 
-    fn next(&mut self) -> Result<Option<Line<'_>>> {
+    /// Bytes of the file that the lines so far were made of, about.
+    fn bytes_used(&self) -> u64 {
+        self.documents.bytes_used((self.text.len() - self.taken) as u64)
+    }
+
+    /// The next line of the present document, or its end, after which comes the next document.
+    fn next(&mut self, tally: &mut Tally) -> Result<Part<'_>> {
         let (length, ends) = loop {
             let rest = &self.text.as_bytes()[self.taken..];
             let window = &rest[..rest.len().min(LONGEST)];
@@ -207,10 +212,19 @@ impl Lines {
             if self.ended {
                 break (rest.len(), true);
             }
-            self.fill()?;
+            self.text.drain(..self.taken);
+            self.taken = 0;
+            match self.documents.read(&mut self.text, tally)? {
+                Read::Text => {}
+                Read::Document => self.ended = true,
+                Read::End => return Ok(Part::NoMore),
+            }
         };
         if length == 0 {
-            return Ok(None);
+            self.text.clear();
+            self.text.shrink_to(1 << 20);
+            (self.taken, self.ended, self.within_line) = (0, false, false);
+            return Ok(Part::End);
         }
         let line = Line {
             text: &self.text[self.taken..self.taken + length],
@@ -218,51 +232,7 @@ impl Lines {
         };
         self.taken += length;
         self.within_line = !ends;
-        Ok(Some(line))
-    }
-
-    /// Reads and decodes the next block.
-    fn fill(&mut self) -> Result<()> {
-        self.text.drain(..self.taken);
-        self.taken = 0;
-        let at_start = self.offset == 0 && self.undecoded.is_empty();
-        let mut block = std::mem::take(&mut self.undecoded);
-        let before = block.len();
-        let read = self.file.by_ref().take(BLOCK as u64).read_to_end(&mut block);
-        read.map_err(Error::io(&self.path))?;
-        self.ended = block.len() == before;
-        let mut rest = &block[..];
-        if at_start && let Some(behind) = rest.strip_prefix("\u{feff}".as_bytes()) {
-            // A byte order mark is not text.
-            rest = behind;
-            self.offset = 3;
-        }
-        let mut left = rest.len();
-        for chunk in rest.utf8_chunks() {
-            let (valid, invalid) = (chunk.valid(), chunk.invalid());
-            self.text.push_str(valid);
-            self.offset += valid.len() as u64;
-            left -= valid.len() + invalid.len();
-            let Some(first) = invalid.first() else { break };
-            let incomplete = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
-            if incomplete && left == 0 && !self.ended {
-                self.undecoded = invalid.to_vec();
-                break;
-            }
-            if self.invalid == InvalidUtf8::Refuse {
-                return Err(Error::bad_file(
-                    &self.path,
-                    format!(
-                        "byte {} (0x{first:02X}) is not UTF-8: convert the file, or ask for invalid bytes to be replaced",
-                        self.offset
-                    ),
-                ));
-            }
-            self.text.push('\u{fffd}');
-            self.replaced += 1;
-            self.offset += invalid.len() as u64;
-        }
-        Ok(())
+        Ok(Part::Line(line))
     }
 }
 

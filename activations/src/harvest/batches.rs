@@ -9,9 +9,12 @@ use crate::error::Result;
 
 /// Some contexts in order.
 pub(super) struct Batch {
+    /// None in the last batch, which only counts.
     pub contexts: Vec<Context>,
     /// Invalid sequences replaced in the text so far.
     pub replaced: u64,
+    /// Records of the text left out so far.
+    pub bad_records: u64,
 }
 
 impl Batch {
@@ -20,8 +23,8 @@ impl Batch {
     }
 }
 
-/// The batches of a corpus. Every batch but the last has the same number of contexts, and the first begins with a
-/// multiple of it, so that the model computes the same products whether a harvest was interrupted or not.
+/// The batches of a corpus. Every batch but the last with contexts has the same number of them, and the first begins
+/// with a multiple of it, so that the model computes the same products whether a harvest was interrupted or not.
 pub(super) struct Batches {
     receiver: Option<Receiver<Result<Batch>>>,
     thread: Option<JoinHandle<()>>,
@@ -43,10 +46,11 @@ impl Batches {
         };
         let (sender, receiver) = sync_channel(AHEAD);
         let thread = std::thread::spawn(move || {
-            // The receiver hangs up when the harvest stops.
-            while let Some(batch) = taker.next().transpose() {
-                let failed = batch.is_err();
-                if sender.send(batch).is_err() || failed {
+            loop {
+                let batch = taker.next();
+                let last = batch.as_ref().map_or(true, |batch| batch.contexts.is_empty());
+                // The receiver hangs up when the harvest stops.
+                if sender.send(batch).is_err() || last {
                     break;
                 }
             }
@@ -84,7 +88,7 @@ struct Taker {
 }
 
 impl Taker {
-    fn next(&mut self) -> Result<Option<Batch>> {
+    fn next(&mut self) -> Result<Batch> {
         let mut contexts = Vec::new();
         while contexts.len() < self.size && self.left > 0 {
             match self.contexts.next().transpose()? {
@@ -95,7 +99,10 @@ impl Taker {
                 None => break,
             }
         }
-        let replaced = self.contexts.replaced();
-        Ok((!contexts.is_empty()).then_some(Batch { contexts, replaced }))
+        Ok(Batch {
+            contexts,
+            replaced: self.contexts.replaced(),
+            bad_records: self.contexts.bad_records(),
+        })
     }
 }

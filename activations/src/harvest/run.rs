@@ -24,6 +24,8 @@ pub struct HarvestReport {
     pub seconds: f64,
     /// Invalid UTF-8 sequences replaced in the text.
     pub replaced: u64,
+    /// Records of the text left out because they were broken or held no string.
+    pub bad_records: u64,
     /// The store, or the part of it that was harvested, if that is complete.
     pub manifest: Option<StoreManifest>,
     /// The parts of the store that other processes have still to complete, each with what to do about it.
@@ -81,6 +83,7 @@ pub fn run(
         tokens: 0,
         seconds: 0.0,
         replaced: 0,
+        bad_records: 0,
         manifest: None,
         waiting: Vec::new(),
     };
@@ -128,7 +131,7 @@ fn compute(
         }
         let batch = batch?;
         let tokens = batch.tokens();
-        report.replaced = batch.replaced;
+        (report.replaced, report.bad_records) = (batch.replaced, batch.bad_records);
         n_contexts = batch
             .contexts
             .last()
@@ -215,19 +218,13 @@ pub(super) fn spec(plan: &HarvestPlan) -> Result<StoreSpec> {
     };
     let corpus = plan.corpus.options();
     let shown = |id: Option<u32>| id.map_or("none".to_owned(), |id| id.to_string());
-    let mut settings = vec![
-        ("bos", shown(corpus.bos)),
-        ("eos", shown(corpus.eos)),
-        ("invalid_utf8", format!("{:?}", corpus.invalid_utf8).to_lowercase()),
-    ];
-    settings.extend(corpus.separator.clone().map(|s| ("separator", s)));
+    let mut settings = plan.corpus.settings();
+    settings.insert("bos".into(), shown(corpus.bos));
+    settings.insert("eos".into(), shown(corpus.eos));
     let corpus_ref = CorpusRef {
         name: plan.corpus.name().to_owned(),
         sha256: Some(plan.corpus.fingerprint()?),
-        settings: settings
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
+        settings,
     };
     let mut spec = StoreSpec::new(hooks.collect(), *dtype, model_ref, corpus_ref, corpus.context);
     spec.skip_special = !keep_special;

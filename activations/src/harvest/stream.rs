@@ -70,8 +70,9 @@ impl ContextSource for ContextStream {
         let batches = self
             .batches
             .get_or_insert_with(|| Batches::start(&self.corpus, self.recorder.batch(), 0, self.tokens));
-        let Some(Batch { contexts, .. }) = batches.next().transpose()? else {
-            return Ok(None);
+        let contexts = match batches.next().transpose()? {
+            Some(Batch { contexts, .. }) if !contexts.is_empty() => contexts,
+            _ => return Ok(None),
         };
         let mut recorded = self.recorder.record(&contexts)?;
         Ok(Some(ContextBatch {

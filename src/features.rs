@@ -241,7 +241,9 @@ fn from_text(model: &Path, text: &Text, wanted: Option<&str>, device: Device) ->
     };
     let plan = activations::harvest::plan(&options)?;
     let (tokens, seconds) = (plan.estimate().tokens, plan.estimate().seconds());
-    let d_in = plan.model().hook_width(hook.parse()?);
+    let [d_in] = plan.widths()[..] else {
+        bail!("an index is of one hook; {hook} names several");
+    };
     let naming = Naming {
         hook: hook.to_owned(),
         model: model_name(model),
@@ -268,13 +270,14 @@ fn model_name(dir: &Path) -> String {
 /// The directions that logits read from the values at `hook`, `[d_vocab, d_in]`; nothing where a value is not added to
 /// the residual stream, so that it has no direct path to the logits.
 fn logit_directions(model: &Transformer, hook: &str, d_in: usize) -> anyhow::Result<Option<Vec<f32>>> {
-    let direct = match HookPoint::parse_for(hook, model.config().n_layers)? {
-        HookPoint::Embed | HookPoint::FinalNormalized => true,
-        HookPoint::Block(_, site) => matches!(
-            site,
-            Site::ResidPre | Site::ResidMid | Site::ResidPost | Site::AttnOut | Site::MlpOut
-        ),
-    };
+    let direct = model.has_logits()
+        && match model.config().hook(hook)? {
+            HookPoint::Embed | HookPoint::PosEmbed | HookPoint::FinalNormalized => true,
+            HookPoint::Block(_, site) => matches!(
+                site,
+                Site::ResidPre | Site::ResidMid | Site::ResidPost | Site::AttnOut | Site::MlpOut
+            ),
+        };
     if direct && model.config().d_model != d_in {
         bail!(
             "activations of {hook} have width {d_in}, but the model's residual stream has {}",

@@ -227,7 +227,7 @@ fn model(path: &Path) -> anyhow::Result<Facts> {
     facts.number("vocabulary", config.d_vocab as u64);
     facts.number("longest context", config.max_context as u64);
     facts.number("parameters", model.num_parameters());
-    facts.say("hooks", activations::hooks::listing(config.n_layers));
+    facts.say("hooks", config.hook_listing());
     let tokenizer = path.join("tokenizer.json");
     facts.say(
         "tokenizer",

@@ -41,7 +41,7 @@ pub struct HarvestOptions {
     pub text: Vec<PathBuf>,
     /// How documents are found in the files.
     pub reading: Reading,
-    /// Names of the hooks, such as `blocks.3.hook_resid_post`.
+    /// Names of the hooks, such as `blocks.3.hook_resid_post`, or `blocks.*.hook_resid_post` for every block.
     pub hooks: Vec<String>,
     /// How many tokens the model should read, special tokens included: whole contexts are taken from the beginning of
     /// the text until they hold so many. All of the text if absent.
@@ -129,6 +129,11 @@ impl HarvestPlan {
     pub fn corpus(&self) -> &Corpus {
         &self.corpus
     }
+
+    /// Width of the rows of each hook, in the order of the store.
+    pub fn widths(&self) -> Vec<usize> {
+        self.recorder.hooks().iter().map(|&(_, width)| width).collect()
+    }
 }
 
 /// Opens model and text, checks that everything fits, and measures.
@@ -137,10 +142,10 @@ impl HarvestPlan {
 /// Whatever is wrong with the model, the tokenizer, the hooks or the text, by name.
 pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
     let config = Transformer::read_config(&options.model)?;
-    let hooks: Vec<HookPoint> = options
-        .hooks
-        .iter()
-        .map(|name| HookPoint::parse_for(name, config.n_layers))
+    let hooks: Vec<(HookPoint, usize)> = config
+        .expand_hooks(&options.hooks)?
+        .into_iter()
+        .map(|hook| Ok((hook, config.hook_width(hook).ok_or_else(|| not_storable(hook))?)))
         .collect::<Result<_>>()?;
     let tokenizer = Tokenizer::load(&options.model)?;
     tokenizer.check_model(config.d_vocab)?;
@@ -179,6 +184,12 @@ pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
     })
 }
 
+fn not_storable(hook: HookPoint) -> Error {
+    Error::Invalid(format!(
+        "{hook} can be seen and replaced during a pass, but not stored: a row of it is as wide as its context is long"
+    ))
+}
+
 /// Measures on the first batch of the text.
 fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> Result<Estimate> {
     let mut contexts = corpus.contexts();
@@ -199,7 +210,7 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
     // Parts are equal but for a shard.
     let tokens = tokens.div_ceil(options.part.of as u64);
     let rows = (tokens as f64 * rows_per_token).ceil() as u64;
-    let widths: usize = recorder.hooks().iter().map(|&h| recorder.model().hook_width(h)).sum();
+    let widths: usize = recorder.hooks().iter().map(|(_, width)| width).sum();
     // Context, position and token beside each row; the token ids of the contexts.
     let disk_bytes = rows * (widths * options.dtype.size() + 12) as u64 + tokens * 4;
     Ok(Estimate {
@@ -243,5 +254,5 @@ fn memory(recorder: &Recorder, corpus: &Corpus, widths: usize) -> u64 {
         8 * config.d_model + 2 * config.d_q() + 2 * config.d_kv() + 4 * config.d_mlp + config.n_heads * context;
     let batches = 5 * recorder.batch() * context * widths;
     let fixed = 96 << 20;
-    4 * (config.num_parameters() + (in_flight * per_token + batches) as u64) + fixed
+    4 * (recorder.model().num_parameters() + (in_flight * per_token + batches) as u64) + fixed
 }

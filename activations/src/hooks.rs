@@ -1,7 +1,8 @@
 //! Places in a transformer whose values can be seen and replaced, under TransformerLens' names.
 //!
 //! Every place is a [`HookPoint`]; they are ordered as a forward pass meets them, so the last one wanted tells where
-//! the pass may stop. Heads are flattened: a value is always `[batch, seq, width]`.
+//! the pass may stop. Heads are flattened: a value is always `[batch, seq, width]`, except attention patterns. Which
+//! places a model has, [`crate::model::ModelConfig::hooks`] says.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +17,8 @@ use crate::error::{Error, Result};
 pub enum HookPoint {
     /// `hook_embed`: token embeddings, `[batch, seq, d_model]`.
     Embed,
+    /// `hook_pos_embed`: position embeddings, in models that learn them, `[batch, seq, d_model]`.
+    PosEmbed,
     /// `blocks.L.…`: a place in block L, counted from 0.
     Block(usize, Site),
     /// `ln_final.hook_normalized`: the last residual stream after normalisation and before the norm's weight.
@@ -33,29 +36,39 @@ pub enum Site {
     AttnK,
     /// `attn.hook_v`: values, `[batch, seq, n_kv_heads * d_head]`.
     AttnV,
+    /// `attn.hook_pattern`: how much each query looks at each key, `[batch, n_heads * seq, seq]`: the queries of the first
+    /// head, then those of the second. To be seen and replaced, not stored.
+    AttnPattern,
     /// `attn.hook_z`: the heads' outputs before the output product, `[batch, seq, n_heads * d_head]`.
     AttnZ,
-    /// `hook_attn_out`: what attention adds to the residual stream, `[batch, seq, d_model]`.
+    /// `hook_attn_out`: what attention adds to the residual stream (behind a norm of its own, in models that have one),
+    /// `[batch, seq, d_model]`.
     AttnOut,
-    /// `hook_resid_mid`: the residual stream between attention and the MLP, `[batch, seq, d_model]`.
+    /// `hook_resid_mid`: the residual stream between attention and the MLP, where they follow each other; before the
+    /// norm in models that normalise the sum. `[batch, seq, d_model]`
     ResidMid,
     /// `mlp.hook_pre`: the MLP's hidden layer before its non-linearity (the gate, in a gated MLP), `[batch, seq, d_mlp]`.
     MlpPre,
     /// `mlp.hook_post`: the MLP's hidden layer as the output product sees it (gate included), `[batch, seq, d_mlp]`.
     MlpPost,
-    /// `hook_mlp_out`: what the MLP adds to the residual stream, `[batch, seq, d_model]`.
+    /// `hook_mlp_out`: what the MLP adds to the residual stream (behind a norm of its own, in models that have one),
+    /// `[batch, seq, d_model]`.
     MlpOut,
-    /// `hook_resid_post`: the residual stream after the block, `[batch, seq, d_model]`.
+    /// `hook_resid_post`: the residual stream after the block; before the norm in models that normalise the sum.
+    /// `[batch, seq, d_model]`
     ResidPost,
+    /// `hook_normalized_resid_post`: the normalised sum, which the next block reads (BERT). `[batch, seq, d_model]`
+    NormalizedResidPost,
 }
 
 impl Site {
     /// Every site, in the order of the forward pass.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::ResidPre,
         Self::AttnQ,
         Self::AttnK,
         Self::AttnV,
+        Self::AttnPattern,
         Self::AttnZ,
         Self::AttnOut,
         Self::ResidMid,
@@ -63,6 +76,7 @@ impl Site {
         Self::MlpPost,
         Self::MlpOut,
         Self::ResidPost,
+        Self::NormalizedResidPost,
     ];
 
     /// TransformerLens' name, without the block.
@@ -72,6 +86,7 @@ impl Site {
             Self::AttnQ => "attn.hook_q",
             Self::AttnK => "attn.hook_k",
             Self::AttnV => "attn.hook_v",
+            Self::AttnPattern => "attn.hook_pattern",
             Self::AttnZ => "attn.hook_z",
             Self::AttnOut => "hook_attn_out",
             Self::ResidMid => "hook_resid_mid",
@@ -79,39 +94,15 @@ impl Site {
             Self::MlpPost => "mlp.hook_post",
             Self::MlpOut => "hook_mlp_out",
             Self::ResidPost => "hook_resid_post",
+            Self::NormalizedResidPost => "hook_normalized_resid_post",
         }
     }
-}
-
-impl HookPoint {
-    /// Parses `name` and checks that a model of `n_layers` blocks has such a place.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] listing the places that exist.
-    pub fn parse_for(name: &str, n_layers: usize) -> Result<Self> {
-        let unknown = || Error::Invalid(format!("no hook {name:?} in this model; it has {}", listing(n_layers)));
-        let hook = parse(name).ok_or_else(unknown)?;
-        match hook {
-            Self::Block(layer, _) if layer >= n_layers => Err(unknown()),
-            _ => Ok(hook),
-        }
-    }
-}
-
-/// The places of a model of `n_layers` blocks, in one line.
-pub fn listing(n_layers: usize) -> String {
-    let sites = Site::ALL.map(Site::name).join(", ");
-    let blocks = match n_layers {
-        0 => String::new(),
-        1 => format!("blocks.0.{{{sites}}}, "),
-        n => format!("blocks.{{0..{}}}.{{{sites}}}, ", n - 1),
-    };
-    format!("hook_embed, {blocks}ln_final.hook_normalized")
 }
 
 fn parse(name: &str) -> Option<HookPoint> {
     match name {
         "hook_embed" => return Some(HookPoint::Embed),
+        "hook_pos_embed" => return Some(HookPoint::PosEmbed),
         "ln_final.hook_normalized" => return Some(HookPoint::FinalNormalized),
         _ => {}
     }
@@ -129,6 +120,7 @@ impl fmt::Display for HookPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embed => f.write_str("hook_embed"),
+            Self::PosEmbed => f.write_str("hook_pos_embed"),
             Self::Block(layer, site) => write!(f, "blocks.{layer}.{}", site.name()),
             Self::FinalNormalized => f.write_str("ln_final.hook_normalized"),
         }
@@ -138,12 +130,13 @@ impl fmt::Display for HookPoint {
 impl FromStr for HookPoint {
     type Err = Error;
 
-    /// Parses a name without knowing the model; [`HookPoint::parse_for`] also checks the block's number.
+    /// Parses a name without knowing the model; [`crate::model::ModelConfig::hook`] also checks that the model has it.
     fn from_str(name: &str) -> Result<Self> {
         parse(name).ok_or_else(|| {
             let sites = Site::ALL.map(Site::name).join(", ");
             Error::Invalid(format!(
-                "unknown hook {name:?}: expected hook_embed, blocks.L.{{{sites}}} or ln_final.hook_normalized"
+                "unknown hook {name:?}: expected hook_embed, hook_pos_embed, blocks.L.{{{sites}}} or \
+                 ln_final.hook_normalized"
             ))
         })
     }
@@ -208,7 +201,7 @@ mod tests {
     #[test]
     fn every_hook_prints_as_it_parses() {
         let blocks = Site::ALL.into_iter().map(|site| HookPoint::Block(12, site));
-        for hook in blocks.chain([HookPoint::Embed, HookPoint::FinalNormalized]) {
+        for hook in blocks.chain([HookPoint::Embed, HookPoint::PosEmbed, HookPoint::FinalNormalized]) {
             assert_eq!(hook.to_string().parse::<HookPoint>().unwrap(), hook);
         }
         assert_eq!(
@@ -225,19 +218,17 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_hook_is_answered_with_those_that_exist() {
+    fn names_that_print_otherwise_are_no_hooks() {
         for bad in [
             "",
-            "blocks.4.hook_resid_post",
             "blocks.+1.hook_resid_post",
             "blocks.01.hook_resid_post",
             "blocks.0.hook_resid",
             "blocks.99999999999999999999.hook_resid_post",
-            "hook_pos_embed",
+            "blocks.*.hook_resid_post",
         ] {
-            let error = HookPoint::parse_for(bad, 4).unwrap_err().to_string();
-            assert!(error.contains("blocks.{0..3}.{hook_resid_pre"), "{error}");
-            assert!(error.contains("ln_final.hook_normalized"), "{error}");
+            let error = bad.parse::<HookPoint>().unwrap_err().to_string();
+            assert!(error.contains("blocks.L.{hook_resid_pre"), "{error}");
         }
     }
 }

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 const HOOK: &str = "blocks.1.hook_resid_post";
 
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny_llama_gqa")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny/llama_gqa")
 }
 
 /// Text of several documents, of about 30 tokens a line.

@@ -19,7 +19,8 @@ const BATCH_TOKENS: usize = 16 << 10;
 /// Runs a model over contexts and keeps the values at some hooks.
 pub(super) struct Recorder {
     model: Transformer,
-    hooks: Vec<HookPoint>,
+    /// The places, and the widths of their values.
+    hooks: Vec<(HookPoint, usize)>,
     last: HookPoint,
     /// Tokens whose positions have no row.
     skipped: Vec<u32>,
@@ -36,18 +37,18 @@ pub(super) struct Recorded {
 }
 
 impl Recorder {
-    /// Will keep the values at `hooks`, except at positions of `skipped` tokens.
+    /// Will keep the values at `hooks`, each with its width, except at positions of `skipped` tokens.
     ///
     /// # Errors
     /// [`Error::Invalid`] if no hook is wanted.
     pub(super) fn new(
         model: Transformer,
-        hooks: Vec<HookPoint>,
+        hooks: Vec<(HookPoint, usize)>,
         skipped: Vec<u32>,
         context: usize,
         device: Device,
     ) -> Result<Self> {
-        let Some(&last) = hooks.iter().max() else {
+        let Some(&(last, _)) = hooks.iter().max() else {
             return Err(Error::Invalid("no hook given: name at least one".into()));
         };
         let batch = (BATCH_TOKENS / context).max(1);
@@ -68,7 +69,8 @@ impl Recorder {
         &self.model
     }
 
-    pub(super) fn hooks(&self) -> &[HookPoint] {
+    /// The places looked at, each with the width of its values.
+    pub(super) fn hooks(&self) -> &[(HookPoint, usize)] {
         &self.hooks
     }
 
@@ -140,7 +142,7 @@ impl Recorder {
 
 /// Copies the rows wanted out of the pass.
 struct Rows<'a> {
-    wanted: &'a [HookPoint],
+    wanted: &'a [(HookPoint, usize)],
     /// Whether a position has a row, `[batch * seq]`.
     keep: Vec<bool>,
     acts: Vec<Vec<f32>>,
@@ -149,10 +151,10 @@ struct Rows<'a> {
 
 impl Hooks for Rows<'_> {
     fn visit(&mut self, at: HookPoint, x: Tensor<3>) -> Tensor<3> {
-        let Some(hook) = self.wanted.iter().position(|&h| h == at) else {
+        let Some(hook) = self.wanted.iter().position(|&(h, _)| h == at) else {
             return x;
         };
-        let width = x.dims()[2];
+        let width = self.wanted[hook].1;
         let data = x.clone().into_data();
         match data.as_slice::<f32>() {
             Ok(values) => {

@@ -203,9 +203,9 @@ pub(super) fn spec(plan: &HarvestPlan) -> Result<StoreSpec> {
         ..
     } = &plan.options;
     let config = plan.model().config();
-    let hooks = plan.recorder.hooks().iter().map(|&hook| HookSpec {
+    let hooks = plan.recorder.hooks().iter().map(|&(hook, d_in)| HookSpec {
         name: hook.to_string(),
-        d_in: config.hook_width(hook),
+        d_in,
     });
     let absolute = std::path::absolute(model).map_err(Error::io(model))?;
     let name = absolute.file_name().unwrap_or(absolute.as_os_str());

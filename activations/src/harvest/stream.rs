@@ -29,13 +29,12 @@ impl ContextStream {
             tokens,
             ..
         } = plan;
-        let [hook] = recorder.hooks() else {
+        let &[(_, d_in)] = recorder.hooks() else {
             return Err(Error::Invalid(format!(
                 "activations can be streamed from one hook at a time, {} are asked for",
                 recorder.hooks().len()
             )));
         };
-        let d_in = recorder.model().hook_width(*hook);
         Ok(Self {
             recorder,
             corpus,

@@ -1,130 +1,179 @@
-//! Causal attention with grouped heads and rotary positions.
+//! Attention with grouped heads: causal or over a whole context, in windows, with rotary positions or none.
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-use super::config::ModelConfig;
-use super::host;
+use super::config::{ModelConfig, Positions};
+use super::host::{self, Look};
+use super::rope::Rope;
 
-/// What all layers of a pass share: the rotation of each position and the causal mask.
-pub(super) struct Attention {
-    n_kv_heads: usize,
-    group: usize,
-    d_head: usize,
+/// What all layers of a pass share: the rotations of positions, and who sees whom.
+pub(super) struct Attention<'a> {
+    config: &'a ModelConfig,
+    batch: usize,
     seq: usize,
+    /// Tokens of each context; what is padded behind them is not seen.
+    lengths: Vec<usize>,
     device: Device,
-    way: Way,
+    /// Rotations of layers that see everything, and of those with a window.
+    turns: Option<[Turn; 2]>,
+    /// In burn's operations: what a query must not see, as `turns`.
+    hidden: Option<[Tensor<4, Bool>; 2]>,
 }
 
-/// How the steps between the two products are computed.
-enum Way {
-    /// As loops over slices; cosines and sines are `[seq, d_head]`.
+/// Cosines and sines of the positions' angles.
+enum Turn {
+    /// `[seq, half]` each.
     Host { cos: Vec<f32>, sin: Vec<f32> },
-    /// In burn's operations.
-    Tensors(Box<Tensors>),
+    /// `[1, 1, seq, 2 * half]` each, the second half repeating the first.
+    Tensors { cos: Tensor<4>, sin: Tensor<4> },
 }
 
-struct Tensors {
-    /// `[1, 1, seq, d_head]`
-    cos: Tensor<4>,
-    /// `[1, 1, seq, d_head]`
-    sin: Tensor<4>,
-    /// `[1, 1, group * seq, seq]`: true where a query must not look.
-    mask: Tensor<4, Bool>,
-}
-
-impl Attention {
-    pub(super) fn new(config: &ModelConfig, seq: usize, device: &Device, on_host: bool) -> Self {
-        let (cos, sin) = rotations(seq, config.d_head, config.rope_theta);
-        let group = config.n_heads / config.n_kv_heads;
-        let way = if on_host {
-            Way::Host { cos, sin }
-        } else {
-            let shape = [1, 1, seq, config.d_head];
-            let hidden: Vec<bool> = (0..group * seq)
-                .flat_map(|row| (0..seq).map(move |key| key > row % seq))
-                .collect();
-            Way::Tensors(Box::new(Tensors {
-                cos: Tensor::from_data(TensorData::new(cos, shape), device),
-                sin: Tensor::from_data(TensorData::new(sin, shape), device),
-                mask: Tensor::from_data(TensorData::new(hidden, [1, 1, group * seq, seq]), device),
-            }))
+impl<'a> Attention<'a> {
+    pub(super) fn new(
+        config: &'a ModelConfig,
+        lengths: Vec<usize>,
+        seq: usize,
+        device: &Device,
+        on_host: bool,
+    ) -> Self {
+        let turn = |rope: &Rope| Turn::new(rope, seq, device, on_host);
+        let turns = match &config.positions {
+            Positions::Learned => None,
+            Positions::Rotary { everywhere, windowed } => Some([turn(everywhere), turn(windowed)]),
         };
-        Self {
-            n_kv_heads: config.n_kv_heads,
-            group,
-            d_head: config.d_head,
+        let window = config.attention.windows.iter().flatten().next().copied();
+        let mut this = Self {
+            config,
+            batch: lengths.len(),
             seq,
+            lengths,
             device: device.clone(),
-            way,
-        }
+            turns,
+            hidden: None,
+        };
+        this.hidden = (!on_host).then(|| [this.hidden(None), this.hidden(window)]);
+        this
     }
 
-    /// `q: [batch, seq, n_heads * d_head]`, `k, v: [batch, seq, n_kv_heads * d_head]` -> the heads' outputs, as `q`.
+    /// How much each query looks at each key: `q: [batch, seq, n_heads * d_head]` and `k: [batch, seq, n_kv_heads *
+    /// d_head]` to `[batch, n_heads * seq, seq]`.
     ///
     /// The query heads of a group share their keys, so a group's queries are stacked along the sequence and the keys
     /// are never repeated in memory.
-    pub(super) fn forward(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
-        let [batch, seq, d_q] = q.dims();
-        let (kv, group, d_head) = (self.n_kv_heads, self.group, self.d_head);
-        let q = self.heads(q, kv * group).reshape([batch, kv, group * seq, d_head]);
-        let k = self.heads(k, kv);
+    pub(super) fn pattern(&self, layer: usize, q: Tensor<3>, k: Tensor<3>) -> Tensor<3> {
+        let (kv, seq) = (self.config.n_kv_heads, self.seq);
+        let [q, k] = [(q, self.config.n_heads), (k, kv)].map(|(x, heads)| self.heads(layer, x, heads));
+        let q = q.reshape([self.batch as i32, kv as i32, -1, self.config.d_head as i32]);
+        let scores = q.matmul(k.swap_dims(2, 3));
+        self.look(layer, scores)
+            .reshape([self.batch, self.config.n_heads * seq, seq])
+    }
+
+    /// The heads' outputs: `pattern: [batch, n_heads * seq, seq]` and `v: [batch, seq, n_kv_heads * d_head]` to `[batch,
+    /// seq, n_heads * d_head]`.
+    pub(super) fn mix(&self, pattern: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
+        let (batch, seq, d_head) = (self.batch, self.seq, self.config.d_head);
+        let (kv, heads) = (self.config.n_kv_heads, self.config.n_heads);
         let v = v.reshape([batch, seq, kv, d_head]).swap_dims(1, 2);
-        let z = self.look(q.matmul(k.swap_dims(2, 3))).matmul(v);
-        z.reshape([batch, kv * group, seq, d_head])
+        let z = pattern.reshape([batch, kv, heads / kv * seq, seq]).matmul(v);
+        z.reshape([batch, heads, seq, d_head])
             .swap_dims(1, 2)
-            .reshape([batch, seq, d_q])
+            .reshape([batch, seq, heads * d_head])
     }
 
-    /// Heads side by side, rotated: `[batch, seq, heads * d_head]` to `[batch, heads, seq, d_head]`.
-    fn heads(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
-        let [batch, seq, _] = x.dims();
-        match &self.way {
-            Way::Host { cos, sin } => {
+    fn window(&self, layer: usize) -> Option<usize> {
+        self.config.attention.windows[layer]
+    }
+
+    /// Heads side by side, turned: `[batch, seq, heads * d_head]` to `[batch, heads, seq, d_head]`.
+    fn heads(&self, layer: usize, x: Tensor<3>, heads: usize) -> Tensor<4> {
+        let shape = [self.batch, self.seq, heads, self.config.d_head];
+        let apart = |x: Tensor<3>| x.reshape(shape).swap_dims(1, 2);
+        let Some(turns) = &self.turns else { return apart(x) };
+        match &turns[usize::from(self.window(layer).is_some())] {
+            Turn::Host { cos, sin } => {
                 let mut data = x.into_data();
-                let turned = host::rotate(host::floats(&mut data), [batch, seq, heads, self.d_head], cos, sin);
-                let shape = [batch, heads, seq, self.d_head];
-                Tensor::from_data(TensorData::new(turned, shape), &self.device)
+                let turned = host::rotate(host::floats(&mut data), shape, cos, sin);
+                let [batch, seq, heads, d_head] = shape;
+                Tensor::from_data(TensorData::new(turned, [batch, heads, seq, d_head]), &self.device)
             }
-            Way::Tensors(shared) => {
-                let x = x.reshape([batch, seq, heads, self.d_head]).swap_dims(1, 2);
-                self.rotate(x, &shared.cos, &shared.sin)
-            }
+            Turn::Tensors { cos, sin } => rotate(apart(x), cos, sin),
         }
     }
 
-    /// Scaled, masked softmax over the keys. `scores: [batch, n_kv_heads, group * seq, seq]`
-    fn look(&self, scores: Tensor<4>) -> Tensor<4> {
-        let scale = (self.d_head as f64).powf(-0.5);
-        match &self.way {
-            Way::Host { .. } => host::map(scores, |scores, _| {
-                host::causal_softmax(scores, self.seq, scale as f32);
-            }),
-            Way::Tensors(shared) => softmax((scores * scale).mask_fill(shared.mask.clone(), f32::NEG_INFINITY), 3),
-        }
+    /// Softmax of the scores over the keys seen. `scores: [batch, n_kv_heads, group * seq, seq]`
+    fn look(&self, layer: usize, scores: Tensor<4>) -> Tensor<4> {
+        let attention = &self.config.attention;
+        let window = self.window(layer);
+        let Some(hidden) = &self.hidden else {
+            let look = Look {
+                seq: self.seq,
+                rows: self.config.n_heads * self.seq,
+                causal: attention.causal,
+                window,
+                lengths: &self.lengths,
+                scale: attention.scale as f32,
+                cap: attention.cap.map(|cap| cap as f32),
+            };
+            return host::map(scores, |scores, _| host::softmax(scores, &look));
+        };
+        let scores = scores * attention.scale;
+        let scores = match attention.cap {
+            Some(cap) => (scores / cap).tanh() * cap,
+            None => scores,
+        };
+        let hidden = hidden[usize::from(window.is_some())].clone();
+        softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3)
     }
 
-    /// Rotates pairs (i, i + d_head / 2) of each head by the position's angle (arXiv 2104.09864, eq. 34, in the order
-    /// that Llama checkpoints of Hugging Face use).
-    fn rotate(&self, x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
-        let half = self.d_head / 2;
-        let (low, high) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
-        let turned = Tensor::cat(vec![-high, low], 3);
-        x * cos.clone() + turned * sin.clone()
+    /// True where a query must not look, `[batch or 1, 1, group * seq, seq]`.
+    fn hidden(&self, window: Option<usize>) -> Tensor<4, Bool> {
+        let (seq, group) = (self.seq, self.config.n_heads / self.config.n_kv_heads);
+        let causal = self.config.attention.causal;
+        // Behind a causal mask no query of a context's own tokens sees padding.
+        let lengths = if causal { &[seq][..] } else { &self.lengths };
+        let mut mask = Vec::with_capacity(lengths.len() * group * seq * seq);
+        for &length in lengths {
+            for query in (0..group * seq).map(|row| row % seq) {
+                let end = if causal { query + 1 } else { length };
+                let start = window.map_or(0, |window| (query + 1).saturating_sub(window));
+                mask.extend((0..seq).map(|key| !(start..end).contains(&key)));
+            }
+        }
+        let shape = [lengths.len(), 1, group * seq, seq];
+        Tensor::from_data(TensorData::new(mask, shape), &self.device)
     }
 }
 
-/// Cosines and sines, `[seq, d_head]` each; the second half of a head repeats the first. Frequencies are computed in
-/// f32 like transformers does, so that long contexts agree with it to rounding.
-fn rotations(seq: usize, d_head: usize, theta: f64) -> (Vec<f32>, Vec<f32>) {
-    let half = d_head / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / d_head as f32))
-        .collect();
-    let angles = (0..seq).flat_map(|position| (0..d_head).map(move |i| (position, i % half)));
-    let angles: Vec<f32> = angles.map(|(position, i)| position as f32 * frequencies[i]).collect();
-    (
-        angles.iter().map(|a| a.cos()).collect(),
-        angles.iter().map(|a| a.sin()).collect(),
-    )
+impl Turn {
+    fn new(rope: &Rope, seq: usize, device: &Device, on_host: bool) -> Self {
+        let (cos, sin) = rope.tables(seq);
+        if on_host {
+            return Self::Host { cos, sin };
+        }
+        let half = rope.width / 2;
+        let tensor = |table: Vec<f32>| {
+            let table = Tensor::<4>::from_data(TensorData::new(table, [1, 1, seq, half]), device);
+            Tensor::cat(vec![table.clone(), table], 3)
+        };
+        Self::Tensors {
+            cos: tensor(cos),
+            sin: tensor(sin),
+        }
+    }
+}
+
+/// Turns pairs (i, i + half) of the first `2 * half` values of each head by the position's angle (arXiv 2104.09864, eq.
+/// 34, in the order that checkpoints of Hugging Face use). `x: [batch, heads, seq, d_head]`
+fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
+    let (width, d_head) = (cos.dims()[3], x.dims()[3]);
+    let half = width / 2;
+    let (low, high) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
+    let turned = Tensor::cat(vec![-high, low], 3);
+    let first = x.clone().narrow(3, 0, width) * cos.clone() + turned * sin.clone();
+    match d_head - width {
+        0 => first,
+        rest => Tensor::cat(vec![first, x.narrow(3, width, rest)], 3),
+    }
 }

@@ -1,11 +1,20 @@
 //! Model families: each maps its `config.json` to behaviours and its tensor names to ours. One small file a family.
 
+mod bert;
+mod fields;
+mod gemma;
+mod gpt2;
 mod llama;
+mod neox;
+mod olmo2;
+mod phi3;
+mod qwen;
 
 use std::path::Path;
 
 use serde::Deserialize;
 
+use self::fields::Fields;
 use super::config::ModelConfig;
 use crate::error::{Error, Result};
 
@@ -14,31 +23,115 @@ pub(super) struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
     /// `config.json` to behaviours; the error says which field is wrong or not supported.
-    pub config: fn(&serde_json::Value) -> std::result::Result<ModelConfig, String>,
-    /// Our name of a tensor to the checkpoint's.
-    pub tensor_name: fn(Param) -> String,
-    /// Whether a tensor of the checkpoint that no parameter claims may be left out: buffers that older versions saved.
+    pub config: fn(&Fields) -> std::result::Result<ModelConfig, String>,
+    /// Where a parameter lies; `None` for one that no model of the family has.
+    pub place: fn(&ModelConfig, Param) -> Option<Place>,
+    /// What may stand before every name but the unembedding's, the usual one first.
+    pub prefixes: &'static [&'static str],
+    /// The embedding of token types, whose first row is added everywhere.
+    pub token_types: Option<&'static str>,
+    /// Whether a tensor of the checkpoint that no parameter claims may be left out: buffers that older versions saved,
+    /// and heads that are not part of the transformer.
     pub ignored: fn(&str) -> bool,
 }
 
-/// A parameter of the transformer.
+/// A parameter of the transformer; the number is the block's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Param {
     Embed,
+    Positions,
+    EmbedNorm,
     Unembed,
     FinalNorm,
     AttnNorm(usize),
     Q(usize),
     K(usize),
     V(usize),
+    QNorm(usize),
+    KNorm(usize),
     O(usize),
+    AttnBehind(usize),
     MlpNorm(usize),
     Gate(usize),
     Up(usize),
     Down(usize),
+    MlpBehind(usize),
 }
 
-const KNOWN: [&Family; 1] = [&llama::FAMILY];
+/// Where a parameter lies in a checkpoint.
+pub(super) struct Place {
+    /// The tensor's name, without `.weight` or `.bias`.
+    pub name: String,
+    /// Which of its rows, if it holds several parameters.
+    pub part: Option<Part>,
+    /// Whether it is stored as `[d_in, d_out]`.
+    pub transposed: bool,
+}
+
+/// Rows of a tensor: blocks of `block` rows at equal distances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// The first row.
+    pub first: usize,
+    /// Rows of a block.
+    pub block: usize,
+    /// From the start of a block to that of the next.
+    pub stride: usize,
+    /// Rows of the whole tensor.
+    pub of: usize,
+}
+
+impl Part {
+    /// The part's `rows` rows of `values: [of, columns]`.
+    pub(super) fn take(self, values: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
+        if rows == self.of {
+            return values;
+        }
+        let blocks = values[self.first * columns..].chunks(self.stride * columns);
+        let mut out = Vec::with_capacity(rows * columns);
+        blocks.for_each(|block| out.extend_from_slice(&block[..self.block * columns]));
+        out
+    }
+}
+
+impl Place {
+    /// A tensor of its own, stored as `[d_out, d_in]`.
+    fn whole(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            part: None,
+            transposed: false,
+        }
+    }
+
+    /// Rows `first` to `first + rows` of a tensor of `of` rows.
+    fn rows(name: String, first: usize, rows: usize, of: usize) -> Self {
+        let part = Part {
+            first,
+            block: rows,
+            stride: of,
+            of,
+        };
+        Self {
+            part: Some(part),
+            ..Self::whole(name)
+        }
+    }
+}
+
+const KNOWN: [&Family; 11] = [
+    &llama::FAMILY,
+    &llama::MISTRAL,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &olmo2::FAMILY,
+    &phi3::FAMILY,
+    &gpt2::FAMILY,
+    &neox::FAMILY,
+    &bert::FAMILY,
+];
 
 #[derive(Deserialize)]
 struct Kind {
@@ -48,16 +141,7 @@ struct Kind {
 }
 
 /// Reads `config.json` in `dir`.
-///
-/// # Errors
-/// When it is missing, not JSON, of an unknown architecture, or promises something the transformer does not do.
 pub(super) fn read(dir: &Path) -> Result<(&'static Family, ModelConfig)> {
-    if !dir.is_dir() {
-        return Err(Error::bad_file(
-            dir,
-            "no such model directory: expected one in Hugging Face's layout (config.json, model.safetensors, tokenizer.json)",
-        ));
-    }
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     let bad = |problem: String| Error::bad_file(&path, problem);
@@ -72,9 +156,12 @@ pub(super) fn read(dir: &Path) -> Result<(&'static Family, ModelConfig)> {
             known.join(", ")
         )));
     };
-    let config = (family.config)(&value).map_err(bad)?;
+    let config = (family.config)(&Fields::new(family.model_type, &value)).map_err(bad)?;
     match config.problem() {
         Some(problem) => Err(bad(problem)),
         None => Ok((family, config)),
     }
 }
+
+#[cfg(test)]
+mod tests;

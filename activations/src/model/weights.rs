@@ -5,39 +5,66 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::config::ModelConfig;
-use super::family::{Family, Param};
+use super::config::{ModelConfig, NormKind, Placement, Positions, QkNorm, Unembed};
+use super::family::{Family, Param, Part, Place};
 use crate::error::{Error, Result};
 use crate::safetensors_file::SafeTensors;
 
-/// Parameters of one block. Matrices are `[d_out, d_in]` transposed to `[d_in, d_out]` for `x W`. The gain of a norm is
-/// folded into the matrices that read it, which are all that do: `(x * g) W = x (diag(g) W)`.
+/// A row of parameters, where the loops over slices and where burn's operations want it.
+pub(super) struct Vector {
+    pub values: Vec<f32>,
+    pub tensor: Tensor<1>,
+}
+
+/// Gain and bias of a norm.
+pub(super) struct Affine {
+    pub gain: Vector,
+    pub bias: Option<Vector>,
+}
+
+/// `x W + b`.
+pub(super) struct Linear {
+    /// `[d_in, d_out]`
+    pub weight: Tensor<2>,
+    /// `[d_out]`
+    pub bias: Option<Vector>,
+}
+
+/// Parameters of one block. Gain and bias of a norm before a product are folded into that product: `(x * g + b) W + c =
+/// x (diag(g) W) + (b W + c)`.
 pub(super) struct BlockWeights {
-    /// `[d_model, d_q]`
-    pub q: Tensor<2>,
-    /// `[d_model, d_kv]`
-    pub k: Tensor<2>,
-    /// `[d_model, d_kv]`
-    pub v: Tensor<2>,
-    /// `[d_q, d_model]`
-    pub o: Tensor<2>,
-    /// `[d_model, d_mlp]`
-    pub gate: Tensor<2>,
-    /// `[d_model, d_mlp]`
-    pub up: Tensor<2>,
-    /// `[d_mlp, d_model]`
-    pub down: Tensor<2>,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    /// The product whose result `mlp.hook_pre` shows: the gate, in a gated MLP.
+    pub mlp_in: Linear,
+    /// What the gate is multiplied with.
+    pub up: Option<Linear>,
+    pub down: Linear,
+    pub q_norm: Option<Affine>,
+    pub k_norm: Option<Affine>,
+    /// The norm behind attention, or of the sum.
+    pub attn_behind: Option<Affine>,
+    /// The norm behind the MLP, or of the sum.
+    pub mlp_behind: Option<Affine>,
 }
 
 /// All parameters.
 pub(super) struct Weights {
     /// `[d_vocab, d_model]`
     pub embed: Tensor<2>,
+    /// `[max_context, d_model]`
+    pub positions: Option<Tensor<2>>,
+    /// What is added to every embedding: an encoder's first token type, `[d_model]`.
+    pub token_type: Option<Vector>,
+    pub embed_norm: Option<Affine>,
     pub blocks: Vec<BlockWeights>,
-    /// `[d_model]`
-    pub final_norm: Tensor<1>,
-    /// `[d_vocab, d_model]`; `None` when it is the embedding.
+    pub final_norm: Option<Affine>,
+    /// `[d_vocab, d_model]`; `None` when it is the embedding, or there is none.
     pub unembed: Option<Tensor<2>>,
+    /// Number of parameters read.
+    pub count: u64,
 }
 
 /// Reads every parameter of `config` from the checkpoint in `dir`.
@@ -46,75 +73,147 @@ pub(super) fn load(dir: &Path, family: &Family, config: &ModelConfig, device: &D
     let mut loader = Loader {
         dir,
         family,
+        config,
+        prefix: prefix(&file, family, config),
         file,
         device,
         used: BTreeSet::new(),
+        count: 0,
     };
-    loader.check_all(config)?;
-    let (d, mlp) = (config.d_model, config.d_mlp);
-    let (d_q, d_kv) = (config.d_q(), config.d_kv());
-    let embed = loader.matrix(Param::Embed, config.d_vocab, d)?;
-    let final_norm = loader.vector(Param::FinalNorm, d)?;
-    let blocks = (0..config.n_layers)
-        .map(|i| {
-            let attn_norm = loader.read(Param::AttnNorm(i), &[d])?;
-            let mlp_norm = loader.read(Param::MlpNorm(i), &[d])?;
-            Ok(BlockWeights {
-                q: loader.product(Param::Q(i), d_q, d, Some(&attn_norm))?,
-                k: loader.product(Param::K(i), d_kv, d, Some(&attn_norm))?,
-                v: loader.product(Param::V(i), d_kv, d, Some(&attn_norm))?,
-                o: loader.product(Param::O(i), d, d_q, None)?,
-                gate: loader.product(Param::Gate(i), mlp, d, Some(&mlp_norm))?,
-                up: loader.product(Param::Up(i), mlp, d, Some(&mlp_norm))?,
-                down: loader.product(Param::Down(i), d, mlp, None)?,
-            })
-        })
-        .collect::<Result<_>>()?;
-    let unembed = match config.tied {
-        true => None,
-        false => Some(loader.matrix(Param::Unembed, config.d_vocab, d)?),
+    loader.check_all()?;
+    let embed = loader.matrix(Param::Embed, config.d_vocab)?;
+    let of_sum = config.placement == Placement::OfSum;
+    let positions = match config.positions {
+        Positions::Learned => Some(loader.matrix(Param::Positions, config.max_context)?),
+        Positions::Rotary { .. } => None,
     };
-    loader.refuse_leftovers(config)?;
+    let token_type = family.token_types.map(|name| loader.token_type(name)).transpose()?;
+    let embed_norm = loader.affine_if(of_sum, Param::EmbedNorm, config.d_model)?;
+    let blocks = (0..config.n_layers).map(|i| loader.block(i)).collect::<Result<_>>()?;
+    let final_norm = loader.affine_if(!of_sum, Param::FinalNorm, config.d_model)?;
+    let unembed = match config.unembed {
+        Unembed::Own => Some(loader.matrix(Param::Unembed, config.d_vocab)?),
+        Unembed::Tied | Unembed::None => None,
+    };
+    loader.refuse_leftovers()?;
     Ok(Weights {
         embed,
+        positions,
+        token_type,
+        embed_norm,
         blocks,
         final_norm,
         unembed,
+        count: loader.count,
     })
+}
+
+/// What stands before the names in this file: a model saved without its head lacks the family's usual prefix.
+fn prefix(file: &SafeTensors, family: &Family, config: &ModelConfig) -> &'static str {
+    let embed = (family.place)(config, Param::Embed).map_or_else(String::new, |place| place.name);
+    let there = |p: &&&str| file.shape(&format!("{p}{embed}.weight")).is_some();
+    let found = family.prefixes.iter().find(there);
+    found.or(family.prefixes.first()).copied().unwrap_or_default()
 }
 
 struct Loader<'a> {
     dir: &'a Path,
     family: &'a Family,
+    config: &'a ModelConfig,
+    prefix: &'static str,
     file: SafeTensors,
     device: &'a Device,
     used: BTreeSet<String>,
+    count: u64,
+}
+
+/// Values of the norm that a product's input went through.
+struct Folded {
+    gain: Vec<f32>,
+    bias: Option<Vec<f32>>,
 }
 
 impl Loader<'_> {
-    /// A config may promise more layers than fit into memory; the file knows better, so that every block's first
-    /// tensor is looked for before anything is read.
-    fn check_all(&self, config: &ModelConfig) -> Result<()> {
-        for i in 0..config.n_layers {
-            let name = (self.family.tensor_name)(Param::AttnNorm(i));
+    /// A config may promise more layers than fit into memory; the file knows better, so that a tensor of every block is
+    /// looked for before anything is read.
+    fn check_all(&self) -> Result<()> {
+        for i in 0..self.config.n_layers {
+            let name = self.name(Param::Down(i), &self.place(Param::Down(i))?, "weight");
             if self.file.shape(&name).is_none() {
-                return Err(self.missing(&name, &[config.d_model]));
+                return Err(Error::bad_file(
+                    self.dir,
+                    format!(
+                        "tensor {name} is missing: config.json expects {} blocks",
+                        self.config.n_layers
+                    ),
+                ));
             }
         }
         Ok(())
     }
 
-    fn missing(&self, name: &str, expected: &[usize]) -> Error {
-        Error::bad_file(
-            self.dir,
-            format!("tensor {name} is missing; config.json expects it with shape {expected:?}"),
-        )
+    fn block(&mut self, i: usize) -> Result<BlockWeights> {
+        let c = self.config;
+        let (d, mlp, d_q, d_kv) = (c.d_model, c.d_mlp, c.d_q(), c.d_kv());
+        let before = !matches!(c.placement, Placement::Behind | Placement::OfSum);
+        let behind = !matches!(c.placement, Placement::Before | Placement::Parallel);
+        let attn_norm = self.folded_if(before, Param::AttnNorm(i))?;
+        let mlp_norm = self.folded_if(before, Param::MlpNorm(i))?;
+        let (q_width, k_width) = match c.attention.qk_norm {
+            Some(QkNorm::Heads) => (d_q, d_kv),
+            _ => (c.d_head, c.d_head),
+        };
+        let qk = c.attention.qk_norm.is_some();
+        let up = match c.gated {
+            true => Some(self.linear(Param::Up(i), mlp, d, c.biases.mlp, mlp_norm.as_ref())?),
+            false => None,
+        };
+        let mlp_in = if c.gated { Param::Gate(i) } else { Param::Up(i) };
+        Ok(BlockWeights {
+            q: self.linear(Param::Q(i), d_q, d, c.biases.qkv, attn_norm.as_ref())?,
+            k: self.linear(Param::K(i), d_kv, d, c.biases.qkv, attn_norm.as_ref())?,
+            v: self.linear(Param::V(i), d_kv, d, c.biases.qkv, attn_norm.as_ref())?,
+            o: self.linear(Param::O(i), d, d_q, c.biases.o, None)?,
+            mlp_in: self.linear(mlp_in, mlp, d, c.biases.mlp, mlp_norm.as_ref())?,
+            up,
+            down: self.linear(Param::Down(i), d, mlp, c.biases.mlp, None)?,
+            q_norm: self.affine_if(qk, Param::QNorm(i), q_width)?,
+            k_norm: self.affine_if(qk, Param::KNorm(i), k_width)?,
+            attn_behind: self.affine_if(behind, Param::AttnBehind(i), d)?,
+            mlp_behind: self.affine_if(behind, Param::MlpBehind(i), d)?,
+        })
     }
 
-    fn read(&mut self, param: Param, expected: &[usize]) -> Result<Vec<f32>> {
-        let name = (self.family.tensor_name)(param);
+    fn place(&self, param: Param) -> Result<Place> {
+        let none = || Error::Invalid(format!("a {} model has no {param:?}", self.family.model_type));
+        (self.family.place)(self.config, param).ok_or_else(none)
+    }
+
+    fn name(&self, param: Param, place: &Place, kind: &str) -> String {
+        let prefix = if param == Param::Unembed { "" } else { self.prefix };
+        format!("{prefix}{}.{kind}", place.name)
+    }
+
+    /// The rows of `param`, `[rows, columns]` row-major; `columns` is `None` for a vector.
+    fn read(&mut self, param: Param, kind: &str, rows: usize, columns: Option<usize>) -> Result<Vec<f32>> {
+        let place = self.place(param)?;
+        let name = self.name(param, &place, kind);
+        let part = place.part.unwrap_or(Part {
+            first: 0,
+            block: rows,
+            stride: rows,
+            of: rows,
+        });
+        let expected = match columns {
+            None => vec![part.of],
+            Some(columns) if place.transposed => vec![columns, part.of],
+            Some(columns) => vec![part.of, columns],
+        };
         let Some(shape) = self.file.shape(&name) else {
-            return Err(self.missing(&name, expected));
+            return Err(Error::bad_file(
+                self.dir,
+                format!("tensor {name} is missing; config.json expects it with shape {expected:?}"),
+            ));
         };
         if shape != expected {
             let path = self.file.file_of(&name).unwrap_or(self.dir);
@@ -125,38 +224,114 @@ impl Loader<'_> {
         }
         let values = self.file.read_f32(&name)?;
         self.used.insert(name);
-        Ok(values)
+        self.count += (rows * columns.unwrap_or(1)) as u64;
+        let columns = columns.unwrap_or(1);
+        let values = match place.transposed {
+            true => transposed(&values, columns, part.of),
+            false => values,
+        };
+        Ok(part.take(values, rows, columns))
     }
 
-    fn vector(&mut self, param: Param, n: usize) -> Result<Tensor<1>> {
-        let values = self.read(param, &[n])?;
-        Ok(Tensor::from_data(TensorData::new(values, [n]), self.device))
+    fn tensor(&self, values: &[f32]) -> Vector {
+        Vector {
+            tensor: Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), self.device),
+            values: values.to_vec(),
+        }
     }
 
-    fn matrix(&mut self, param: Param, rows: usize, columns: usize) -> Result<Tensor<2>> {
-        let values = self.read(param, &[rows, columns])?;
+    fn matrix(&mut self, param: Param, rows: usize) -> Result<Tensor<2>> {
+        let columns = self.config.d_model;
+        let values = self.read(param, "weight", rows, Some(columns))?;
         Ok(Tensor::from_data(TensorData::new(values, [rows, columns]), self.device))
     }
 
-    /// A checkpoint's `[d_out, d_in]` as `[d_in, d_out]`, with the gain of the norm before it.
-    fn product(&mut self, param: Param, d_out: usize, d_in: usize, gain: Option<&[f32]>) -> Result<Tensor<2>> {
-        let mut values = self.read(param, &[d_out, d_in])?;
-        if let Some(gain) = gain {
+    /// The first row of the token types: everything is of that type.
+    fn token_type(&mut self, name: &str) -> Result<Vector> {
+        let name = format!("{}{name}.weight", self.prefix);
+        let d_model = self.config.d_model;
+        let found = self.file.shape(&name);
+        if !found.is_some_and(|shape| matches!(shape, [n, d] if *n > 0 && *d == d_model)) {
+            return Err(Error::bad_file(
+                self.dir,
+                format!("tensor {name} should be [types, {d_model}], found {found:?}"),
+            ));
+        }
+        let rows = self.file.read_f32(&name)?;
+        self.count += rows.len() as u64;
+        self.used.insert(name);
+        Ok(self.tensor(&rows[..d_model]))
+    }
+
+    fn gain(&mut self, param: Param, width: usize) -> Result<Folded> {
+        let mut gain = self.read(param, "weight", width, None)?;
+        if self.config.norm.gain_from_one {
+            gain.iter_mut().for_each(|g| *g += 1.0);
+        }
+        let bias = match self.config.norm.kind {
+            NormKind::Rms => None,
+            NormKind::Layer => Some(self.read(param, "bias", width, None)?),
+        };
+        Ok(Folded { gain, bias })
+    }
+
+    fn folded_if(&mut self, there: bool, param: Param) -> Result<Option<Folded>> {
+        there.then(|| self.gain(param, self.config.d_model)).transpose()
+    }
+
+    fn affine_if(&mut self, there: bool, param: Param, width: usize) -> Result<Option<Affine>> {
+        if !there {
+            return Ok(None);
+        }
+        let Folded { gain, bias } = self.gain(param, width)?;
+        Ok(Some(Affine {
+            gain: self.tensor(&gain),
+            bias: bias.map(|bias| self.tensor(&bias)),
+        }))
+    }
+
+    /// A checkpoint's `[d_out, d_in]` as `[d_in, d_out]`, with the norm before it.
+    fn linear(
+        &mut self,
+        param: Param,
+        d_out: usize,
+        d_in: usize,
+        biased: bool,
+        norm: Option<&Folded>,
+    ) -> Result<Linear> {
+        let mut values = self.read(param, "weight", d_out, Some(d_in))?;
+        let mut bias = match biased {
+            true => Some(self.read(param, "bias", d_out, None)?),
+            false => None,
+        };
+        if let Some(norm) = norm {
+            if let Some(shift) = &norm.bias {
+                let bias = bias.get_or_insert_with(|| vec![0.0; d_out]);
+                for (b, row) in bias.iter_mut().zip(values.chunks_exact(d_in)) {
+                    let moved: f64 = row.iter().zip(shift).map(|(w, s)| f64::from(*w) * f64::from(*s)).sum();
+                    *b = (f64::from(*b) + moved) as f32;
+                }
+            }
             for row in values.chunks_exact_mut(d_in) {
-                row.iter_mut().zip(gain).for_each(|(v, g)| *v *= g);
+                row.iter_mut().zip(&norm.gain).for_each(|(v, g)| *v *= g);
             }
         }
         let matrix = Tensor::<2>::from_data(TensorData::new(values, [d_out, d_in]), self.device);
-        Ok(matrix.transpose())
+        Ok(Linear {
+            weight: matrix.transpose(),
+            bias: bias.map(|bias| self.tensor(&bias)),
+        })
     }
 
     /// A tensor that nothing claims means that the forward pass would leave out something the model does.
-    fn refuse_leftovers(&self, config: &ModelConfig) -> Result<()> {
-        let unembed = (self.family.tensor_name)(Param::Unembed);
+    fn refuse_leftovers(&self) -> Result<()> {
+        let unembed = self.place(Param::Unembed);
+        let unembed = unembed.map_or_else(|_| String::new(), |place| self.name(Param::Unembed, &place, "weight"));
+        let tied = self.config.unembed != Unembed::Own;
         let extra: Vec<&str> = self
             .file
             .names()
-            .filter(|&n| !(self.used.contains(n) || (self.family.ignored)(n) || config.tied && n == unembed))
+            .filter(|&n| !(self.used.contains(n) || (self.family.ignored)(n) || tied && n == unembed))
             .collect();
         let Some(first) = extra.first() else { return Ok(()) };
         let path = self.file.file_of(first).unwrap_or(self.dir);
@@ -174,4 +349,13 @@ impl Loader<'_> {
             ),
         ))
     }
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len());
+    for column in 0..columns {
+        out.extend((0..rows).map(|row| values[row * columns + column]));
+    }
+    out
 }

@@ -1,0 +1,99 @@
+//! GPT-2: learned positions, layer norms, biases everywhere, and matrices stored as `[d_in, d_out]`.
+
+use super::fields::Fields;
+use super::{Family, Param, Place};
+use crate::model::config::{AttentionConfig, Biases, ModelConfig, Norm, NormKind, Placement, Positions, Unembed};
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "gpt2",
+    config,
+    place,
+    prefixes: &["transformer.", ""],
+    token_types: None,
+    // The causal mask, which older versions saved.
+    ignored: |name| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
+};
+
+fn config(fields: &Fields) -> Result<ModelConfig, String> {
+    fields.refuse(&[
+        "quantization_config",
+        "scale_attn_by_inverse_layer_idx",
+        "add_cross_attention",
+    ])?;
+    let (d_model, n_heads) = (fields.size("n_embd")?, fields.size("n_head")?);
+    if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
+        return Err(format!("n_embd {d_model} is not a multiple of n_head {n_heads}"));
+    }
+    let d_head = d_model / n_heads;
+    let n_layers = fields.layers("n_layer")?;
+    Ok(ModelConfig {
+        d_model,
+        n_layers,
+        n_heads,
+        n_kv_heads: n_heads,
+        d_head,
+        d_mlp: fields.maybe_size("n_inner")?.unwrap_or(d_model.saturating_mul(4)),
+        d_vocab: fields.size("vocab_size")?,
+        max_context: fields.maybe_size("n_positions")?.unwrap_or(1024),
+        norm: Norm {
+            kind: NormKind::Layer,
+            eps: fields.number("layer_norm_epsilon", 1e-5)?,
+            gain_from_one: false,
+        },
+        placement: Placement::Before,
+        positions: Positions::Learned,
+        attention: AttentionConfig {
+            causal: true,
+            scale: match fields.flag("scale_attn_weights", true)? {
+                true => (d_head as f64).powf(-0.5),
+                false => 1.0,
+            },
+            cap: None,
+            windows: vec![None; n_layers],
+            qk_norm: None,
+        },
+        activation: fields.activation("activation_function", "gelu_new")?,
+        gated: false,
+        biases: Biases {
+            qkv: true,
+            o: true,
+            mlp: true,
+        },
+        embed_scale: 1.0,
+        unembed: match fields.flag("tie_word_embeddings", true)? {
+            true => Unembed::Tied,
+            false => Unembed::Own,
+        },
+        logit_cap: None,
+        bos: fields.ids("bos_token_id")?.first().copied(),
+        eos: fields.ids("eos_token_id")?,
+    })
+}
+
+fn place(config: &ModelConfig, param: Param) -> Option<Place> {
+    let d = config.d_model;
+    let norm = |i: usize, name: &str| Place::whole(format!("h.{i}.{name}"));
+    let matrix = |i: usize, name: &str| Place {
+        transposed: true,
+        ..Place::whole(format!("h.{i}.{name}"))
+    };
+    let third = |i: usize, n: usize| Place {
+        transposed: true,
+        ..Place::rows(format!("h.{i}.attn.c_attn"), n * d, d, 3 * d)
+    };
+    Some(match param {
+        Param::Embed => Place::whole("wte"),
+        Param::Positions => Place::whole("wpe"),
+        Param::Unembed => Place::whole("lm_head"),
+        Param::FinalNorm => Place::whole("ln_f"),
+        Param::AttnNorm(i) => norm(i, "ln_1"),
+        Param::Q(i) => third(i, 0),
+        Param::K(i) => third(i, 1),
+        Param::V(i) => third(i, 2),
+        Param::O(i) => matrix(i, "attn.c_proj"),
+        Param::MlpNorm(i) => norm(i, "ln_2"),
+        Param::Up(i) => matrix(i, "mlp.c_fc"),
+        Param::Down(i) => matrix(i, "mlp.c_proj"),
+        _ => return None,
+    })
+}

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use activations::harvest::{ContextStream, HarvestOptions};
 use activations::hooks::{HookPoint, Site};
+use activations::hub::{Hub, ModelDir};
 use activations::model::Transformer;
 use activations::store::Store;
 use activations::tokenizer::Tokenizer;
@@ -35,9 +36,9 @@ pub struct Args {
     /// A store made by `sae harvest`
     #[arg(long, value_name = "DIR", required_unless_present = "text")]
     acts: Option<PathBuf>,
-    /// A model in Hugging Face's layout; beside --acts it gives the features' logits
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    /// A model's directory or hub id; beside --acts it gives the features' logits
+    #[arg(long, value_name = "DIR|ID")]
+    model: Option<String>,
     #[command(flatten)]
     text: Text,
     /// Directory of the index
@@ -72,11 +73,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         overwrite: args.overwrite,
         ..BuildOptions::default()
     };
-    let source = match (&args.acts, &args.model) {
-        (Some(_), _) if !args.text.is_empty() => bail!("--acts and --text: an index is built from one of them"),
+    if !args.text.is_empty() && args.acts.is_some() {
+        bail!("--acts and --text: an index is built from one of them");
+    }
+    let progress = Bars::default();
+    let model = args.model.as_deref().map(|model| Hub::from_env().find(model, &progress));
+    let model = model.transpose()?;
+    let source = match (&args.acts, &model) {
         (Some(acts), model) => Source::Store {
             acts,
-            model: model.as_deref(),
+            model: model.as_ref().map(|model| model.path.as_path()),
         },
         (None, Some(model)) => Source::Text {
             model,
@@ -91,7 +97,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         &args.out,
         &options,
         args.device,
-        &Bars::default(),
+        &progress,
         &stop,
     )?;
     if let Some(manifest) = manifest {
@@ -118,8 +124,8 @@ pub enum Source<'a> {
     },
     /// A model over a text, in memory.
     Text {
-        /// The model's directory.
-        model: &'a Path,
+        /// The model.
+        model: &'a ModelDir,
         /// The text.
         text: &'a Text,
     },
@@ -233,7 +239,7 @@ fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: D
     })
 }
 
-fn from_text(model: &Path, text: &Text, wanted: Option<&str>, device: Device) -> anyhow::Result<Input> {
+fn from_text(model: &ModelDir, text: &Text, wanted: Option<&str>, device: Device) -> anyhow::Result<Input> {
     let hook = wanted.context("the dictionary does not say which hook it belongs to: build its index from --acts")?;
     let options = HarvestOptions {
         device,
@@ -246,7 +252,7 @@ fn from_text(model: &Path, text: &Text, wanted: Option<&str>, device: Device) ->
     };
     let naming = Naming {
         hook: hook.to_owned(),
-        model: model_name(model),
+        model: model.name.clone(),
         corpus: plan.corpus().name().to_owned(),
     };
     let vocabulary = plan.corpus().tokenizer().vocabulary();
@@ -259,12 +265,6 @@ fn from_text(model: &Path, text: &Text, wanted: Option<&str>, device: Device) ->
         tokens,
         seconds,
     })
-}
-
-/// What people call a model: the name of its directory.
-fn model_name(dir: &Path) -> String {
-    let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-    whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The directions that logits read from the values at `hook`, `[d_vocab, d_in]`; nothing where a value is not added to

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use activations::corpus::{Format, InvalidUtf8, Reading};
 use activations::harvest::{self, HarvestOptions, HarvestReport};
 use activations::store::Part;
+use activations::hub::{Hub, ModelDir};
 use activations::{ActDtype, Device, Outcome, Progress, Stop};
 use clap::ValueEnum;
 
@@ -20,15 +21,16 @@ Examples:
   sae harvest --model stories15M/ --text books/ --hook blocks.2.hook_mlp_out --hook blocks.3.hook_resid_post --out acts/
   sae harvest --model DIR --text 'crawl/*.jsonl.zst' --field content --skip-bad --hook blocks.3.hook_resid_post --out acts/
   sae harvest … --out acts/ --shard 2/5   # the second of five processes, on any machines, that fill one directory
+  sae harvest --model EleutherAI/pythia-70m --text books/ --hook 'blocks.*.hook_resid_post' --out acts/
   sae harvest … --out acts/ --resume      # after Ctrl-C, a crash or kill -9: the same bytes as if never stopped
 
 Texts are .txt, .jsonl, .json and .csv, plain, .gz or .zst, and .parquet: docs/texts.md. Hooks have TransformerLens'
 names; a wrong one is answered with those that the model has. BOS and EOS get no rows (BOS is an attention sink) unless
 --keep-special. Three lines of Python read the store: activations/STORE.md.")]
 pub struct Args {
-    /// A model in Hugging Face's layout: config.json, model.safetensors (or shards), tokenizer.json
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    /// A model: a directory (config.json, model.safetensors or shards, tokenizer.json) or a hub id, org/name[@revision]
+    #[arg(long, value_name = "DIR|ID")]
+    model: String,
     #[command(flatten)]
     text: Text,
     /// Where in the model, such as blocks.3.hook_resid_post (repeatable: one pass records all)
@@ -144,9 +146,10 @@ impl Text {
     }
 
     /// The text read by `model` at `hooks`.
-    pub fn options(&self, model: &Path, hooks: Vec<String>) -> HarvestOptions {
+    pub fn options(&self, model: &ModelDir, hooks: Vec<String>) -> HarvestOptions {
         HarvestOptions {
             hooks,
+            model_name: Some(model.name.clone()),
             tokens: self.tokens,
             context: self.context,
             reading: Reading {
@@ -159,7 +162,7 @@ impl Text {
                 },
                 separator: self.separator.clone(),
             },
-            ..HarvestOptions::new(model, self.paths.clone(), String::new())
+            ..HarvestOptions::new(&model.path, self.paths.clone(), String::new())
         }
     }
 }
@@ -169,16 +172,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.text.is_empty() {
         anyhow::bail!("no text: name files or directories with --text");
     }
+    let progress = Bars::default();
+    let model = Hub::from_env().find(&args.model, &progress)?;
     let options = HarvestOptions {
         dtype: args.dtype,
         keep_special: args.keep_special,
         device: args.device,
         part: args.shard,
         contexts_per_shard: args.contexts_per_file,
-        ..args.text.options(&args.model, args.hooks.clone())
+        ..args.text.options(&model, args.hooks.clone())
     };
     let stop = interrupt::listen()?;
-    let (outcome, report) = harvest(&options, &args.out, args.resume, &Bars::default(), &stop)?;
+    let (outcome, report) = harvest(&options, &args.out, args.resume, &progress, &stop)?;
     if outcome == Outcome::Finished {
         if args.json {
             println!("{}", serde_json::to_string_pretty(&report)?);

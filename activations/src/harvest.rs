@@ -37,6 +37,8 @@ pub const DEFAULT_CONTEXT: usize = 1024;
 pub struct HarvestOptions {
     /// Model directory: `config.json`, `model.safetensors`, `tokenizer.json`.
     pub model: PathBuf,
+    /// What the store should call the model; the name of its directory if absent.
+    pub model_name: Option<String>,
     /// Text files, directories of them, patterns such as `books/*.txt`, or `-`: see [`Corpus::open`].
     pub text: Vec<PathBuf>,
     /// How documents are found in the files.
@@ -67,6 +69,7 @@ impl HarvestOptions {
     pub fn new(model: impl Into<PathBuf>, text: Vec<PathBuf>, hook: impl Into<String>) -> Self {
         Self {
             model: model.into(),
+            model_name: None,
             text,
             reading: Reading::default(),
             hooks: vec![hook.into()],

@@ -13,6 +13,7 @@ mod error;
 mod fingerprint;
 pub mod harvest;
 pub mod hooks;
+pub mod hub;
 pub mod mapped;
 pub mod model;
 pub mod npy;

@@ -8,6 +8,7 @@ stories15M wrote itself. The steps, each a subcommand (README.md has the exact c
     split      cut a text into train, validation and held-out stories
     tokenizer  prune the teacher's tokenizer to the pieces that the text needs
     targets    run the teacher over the training text once and keep its top next-token probabilities
+    draw       draw further training stories from the teacher, together with those probabilities
     train      train the student on them (resumable)
     export     write config.json and model.safetensors (f16)
     evaluate   bits per byte of models on the same text
@@ -219,14 +220,49 @@ class Targets:
             np.save(Path(folder) / f"{name}.npy", array)
 
 
-def targets(args):
-    """Tokenise the text for the student and record, for every token, what the teacher expected there.
+class Spelling:
+    """What the teacher's candidates for the next token mean to the student: `pieces` are the teacher's
+    ids that occur in the text, before them its end of story (BOS, which the student calls EOS)."""
 
-    Both tokenizers cut a story at nearly the same places. Where a student token starts at a teacher
-    token's start, the teacher's next-token distribution (tempered and truncated as the text was drawn)
-    is carried over: each teacher piece counts for the first student piece of its spelling. The largest
-    KEPT probabilities are stored; elsewhere, and for the tail, the token in the text is the target.
-    """
+    def __init__(self, teacher_tok, student_tok, used):
+        self.pieces = np.concatenate([[BOS], used])
+        self.column_of = np.zeros(teacher_tok.get_vocab_size(), np.int64)
+        self.column_of[self.pieces] = np.arange(len(self.pieces))
+        vocab, plain = student_tok.get_vocab(), Tokenizer.from_str(student_tok.to_str())
+        plain.normalizer = None  # pieces are spelled in normalised text already
+        first = [EOS]  # the first student piece of each
+        for i in used.tolist():
+            piece = teacher_tok.id_to_token(i)
+            first.append(vocab[piece] if piece in vocab else plain.encode(piece, add_special_tokens=False).ids[0])
+        self.first_piece = np.asarray(first)
+        self.teacher_bytes, self.student_bytes = byte_lengths(teacher_tok), byte_lengths(student_tok)
+
+    def record(self, out, story, teacher_ids, columns, probs):
+        """Write the teacher's expectations into a story's targets. columns, probs [p, KEPT]: what it
+        expected after its first p tokens (p = 0 is BOS alone), likeliest first.
+
+        Both tokenizers cut a story at nearly the same places. Where a student token starts at a teacher
+        token's start, the teacher's distribution is carried over: each teacher piece counts for the first
+        student piece of its spelling. Elsewhere, and for the tail, the token in the text is the target.
+        """
+        begin, end = out.starts[story : story + 2]
+        row = out.tokens[begin:end].astype(np.int64)
+        # The teacher's position p predicts the token that starts at byte `ends[p]`.
+        ends = np.concatenate([[0], self.teacher_bytes[teacher_ids].cumsum()])[: len(columns)]
+        begins = np.concatenate([[0], self.student_bytes[row[1:]].cumsum()[:-1]])
+        _, p, j = np.intersect1d(ends, begins, return_indices=True)
+        follows = self.column_of[np.asarray([*teacher_ids, BOS])[p]]  # the teacher's own next token
+        j += begin + 1
+        agree = self.first_piece[follows] == out.tokens[j]
+        p, j, follows = p[agree], j[agree], follows[agree]
+        out.ids[j, :KEPT] = self.first_piece[columns[p]]
+        out.probs[j, :KEPT] = probs[p]
+        out.probs[j, KEPT] = ~(columns[p] == follows[:, None]).any(-1)
+
+
+def targets(args):
+    """Tokenise the text for the student and record, for every token, what the teacher expected there,
+    tempered and truncated as the text was drawn."""
     stories = read_stories(args.text)
     teacher_tok = Tokenizer.from_file(str(Path(args.teacher) / "tokenizer.json"))
     student_tok = Tokenizer.from_file(args.tokenizer)
@@ -237,33 +273,25 @@ def targets(args):
     whole = [len(t) < CONTEXT - 2 for t in teacher_ids]
     rows = [np.concatenate([[BOS], s, [EOS] * w]).astype(int) for s, w in zip(student_ids, whole)]
     Targets.create(args.out, rows)
-    torch.multiprocessing.spawn(targets_worker, (args, teacher_ids, rows), nprocs=args.workers)
+    torch.multiprocessing.spawn(targets_worker, (args, teacher_ids), nprocs=args.workers)
     print(f"{sum(map(len, rows))} tokens, {(Targets(args.out).probs[:, 0] > 0).mean():.1%} with the teacher's targets")
 
 
+def likeliest(logits, temperature, top_k):
+    """The `top_k` likeliest columns of each row of logits, as (columns, probabilities)."""
+    value, column = logits.topk(min(top_k, logits.shape[-1]), -1)
+    return column, (value.float() / temperature).softmax(-1)
+
+
 @torch.inference_mode()
-def targets_worker(rank, args, teacher_ids, rows):
+def targets_worker(rank, args, teacher_ids):
     """The targets of every `--workers`-th batch of stories."""
     torch.set_num_threads(1)
     teacher, teacher_tok = load(args.teacher, torch.bfloat16)
-    student_tok = Tokenizer.from_file(args.tokenizer)
-    teacher_bytes, student_bytes = byte_lengths(teacher_tok), byte_lengths(student_tok)
-    out = Targets(args.out, "r+")
-
-    # The teacher's candidates: its end of story (BOS, which the student calls EOS) and every piece of
-    # the text; and the first student piece of each.
     used = np.unique(np.concatenate(teacher_ids))
-    candidates = torch.as_tensor(np.concatenate([[BOS], used]))
-    column_of = np.zeros(teacher_tok.get_vocab_size(), np.int64)
-    column_of[candidates.numpy()] = np.arange(len(candidates))
-    first_piece = np.full(teacher_tok.get_vocab_size(), EOS, np.int64)
-    vocab, plain = student_tok.get_vocab(), Tokenizer.from_file(args.tokenizer)
-    plain.normalizer = None  # pieces are spelled in normalised text already
-    for i in used.tolist():
-        piece = teacher_tok.id_to_token(i)
-        first_piece[i] = vocab[piece] if piece in vocab else plain.encode(piece, add_special_tokens=False).ids[0]
-    candidate_piece = torch.as_tensor(first_piece[candidates.numpy()])
-    head = teacher.get_output_embeddings().weight[candidates]  # [candidates, d]
+    spelling = Spelling(teacher_tok, Tokenizer.from_file(args.tokenizer), used)
+    head = teacher.get_output_embeddings().weight[torch.as_tensor(spelling.pieces)]  # [candidates, d]
+    out = Targets(args.out, "r+")
 
     by_length = np.argsort([len(t) for t in teacher_ids], kind="stable")
     began = time.time()
@@ -272,25 +300,167 @@ def targets_worker(rank, args, teacher_ids, rows):
         inputs = [[BOS, *teacher_ids[i]][:CONTEXT] for i in batch]
         hidden = teacher.model(padded(inputs)).last_hidden_state  # [row, position, d]
         for i, row, h in zip(batch, inputs, hidden):
-            # The teacher's position p predicts the token that starts at byte `ends[p]`.
-            ends = np.concatenate([[0], teacher_bytes[teacher_ids[i]].cumsum()])[: len(row)]
-            begins = np.concatenate([[0], student_bytes[rows[i][1:]].cumsum()[:-1]])
-            _, p, j = np.intersect1d(ends, begins, return_indices=True)
-            follows = np.asarray([*teacher_ids[i], BOS])[p]  # the teacher's own next token
-            j += out.starts[i] + 1
-            agree = first_piece[follows] == out.tokens[j]
-            p, j, follows = p[agree], j[agree], follows[agree]
-
-            logits = (h[p] @ head.T).float() / TEMPERATURE  # [aligned, candidates]
-            value, column = logits.topk(min(TOP_K, logits.shape[1]), -1)
-            prob = value.softmax(-1)[:, :KEPT]
-            column = column[:, :KEPT]
-            listed = (column == torch.as_tensor(column_of[follows])[:, None]).any(-1)
-            out.ids[j, :KEPT] = candidate_piece[column].numpy()
-            out.probs[j, :KEPT] = prob.numpy()
-            out.probs[j, KEPT] = (~listed).numpy()
+            column, prob = likeliest(h[: len(row)] @ head.T, TEMPERATURE, TOP_K)
+            spelling.record(out, i, teacher_ids[i], column[:, :KEPT].numpy(), prob[:, :KEPT].numpy())
         if rank == 0 and at // args.batch % (10 * args.workers) == 0:
-            print(f"{at + len(batch)} of {len(rows)} stories, {time.time() - began:.0f} s", flush=True)
+            print(f"{at + len(batch)} of {len(by_length)} stories, {time.time() - began:.0f} s", flush=True)
+
+
+# ---------------------------------------------------------------- drawing stories
+
+
+class Decoder:
+    """A Llama checkpoint that writes `rows` stories at once, on one thread in bf16: keys and values lie
+    in one block, and attention is two batched matrix-vector products over it."""
+
+    def __init__(self, path, rows, pieces=None):
+        """`pieces`: the ids that may be drawn, all by default."""
+        model, self.tokenizer = load(path, torch.bfloat16)
+        c = model.config
+        self.eps, self.width = c.rms_norm_eps, c.hidden_size // c.num_attention_heads
+        assert c.num_key_value_heads == c.num_attention_heads, "grouped heads"
+        self.embedding, head = model.model.embed_tokens.weight, model.get_output_embeddings().weight
+        self.pieces = torch.arange(len(head)) if pieces is None else torch.as_tensor(pieces)
+        self.head, self.norm = head[self.pieces], model.model.norm.weight
+        self.blocks = [
+            (b.input_layernorm.weight,
+             torch.cat([b.self_attn.q_proj.weight, b.self_attn.k_proj.weight, b.self_attn.v_proj.weight]),
+             b.self_attn.o_proj.weight, b.post_attention_layernorm.weight,
+             torch.cat([b.mlp.gate_proj.weight, b.mlp.up_proj.weight]), b.mlp.down_proj.weight)
+            for b in model.model.layers
+        ]
+        positions = torch.arange(CONTEXT)[None]
+        self.cos, self.sin = (x[0] for x in model.model.rotary_emb(torch.zeros(1), positions))  # [position, width]
+        shape = (len(self.blocks), rows, c.num_attention_heads, CONTEXT, self.width)
+        self.keys, self.values = torch.zeros(shape, dtype=torch.bfloat16), torch.zeros(shape, dtype=torch.bfloat16)
+
+    def rotate(self, x, t):
+        a, b = x.chunk(2, -1)
+        return (x * self.cos[t] + torch.cat([-b, a], -1) * self.sin[t]).to(x.dtype)
+
+    def logits(self, ids, t):
+        """ids [row], the tokens at position t -> logits [row, piece] of the next."""
+        n, x = len(ids), self.embedding[ids]
+        for keys, values, (norm1, qkv, o, norm2, gate_up, down) in zip(self.keys, self.values, self.blocks):
+            h = F.rms_norm(x, x.shape[-1:], norm1, self.eps) @ qkv.T
+            q, k, v = h.view(n, 3, -1, self.width).unbind(1)  # [row, head, width]
+            keys[:n, :, t], values[:n, :, t] = self.rotate(k, t), v
+            past_keys, past_values = (y[:n].flatten(0, 1)[:, : t + 1] for y in (keys, values))
+            q = (self.rotate(q, t) * self.width**-0.5).flatten(0, 1)
+            scores = torch.bmm(past_keys, q[:, :, None]).mT.float()
+            mixed = torch.bmm(scores.softmax(-1).bfloat16(), past_values)
+            x = x + mixed.view(n, -1) @ o.T
+            gate, up = (F.rms_norm(x, x.shape[-1:], norm2, self.eps) @ gate_up.T).chunk(2, -1)
+            x = x + (F.silu(gate) * up) @ down.T
+        return F.rms_norm(x, x.shape[-1:], self.norm, self.eps) @ self.head.T
+
+    def keep(self, rows):
+        """Forget all rows but these, which become the first."""
+        for cache in (*self.keys, *self.values):
+            cache[: len(rows)] = cache[rows]
+
+
+@torch.inference_mode()
+def draw_stories(decoder, rows, temperature, top_k, generator):
+    """`rows` stories drawn from BOS until they end or fill the context, each as ids [n] without BOS and
+    end; whether it ended; and columns, probs [n or, if ended, n + 1, KEPT]: what was expected there."""
+    full = CONTEXT - 1
+    drawn = torch.zeros(full, rows, dtype=torch.long)
+    columns, probs = torch.zeros(full, rows, KEPT, dtype=torch.long), torch.zeros(full, rows, KEPT)
+    lengths = torch.full((rows,), full)
+    going, ids = torch.arange(rows), torch.full((rows,), BOS)
+    for t in range(full):
+        column, prob = likeliest(decoder.logits(ids, t), temperature, top_k)
+        choice = torch.multinomial(prob, 1, generator=generator)
+        ids = decoder.pieces[column.gather(1, choice)[:, 0]]
+        drawn[t, going], columns[t, going], probs[t, going] = ids, column[:, :KEPT], prob[:, :KEPT]
+        ended = (ids == BOS) | (ids == EOS)
+        lengths[going[ended]] = lengths[going[ended]].clamp(max=t)
+        live = (lengths[going] == full).nonzero()[:, 0]
+        if len(live) == 0:
+            break
+        if len(live) < 0.85 * len(going):  # the rows that ended are dropped once they are many
+            decoder.keep(live)
+            going, ids = going[live], ids[live]
+    for row, n in enumerate(lengths.tolist()):
+        kept = min(n + 1, full)
+        yield drawn[:n, row], n < full, columns[:kept, row], probs[:kept, row]
+
+
+def written(tok, ids):
+    """The text of drawn ids: unedited but for blank lines, which the text format has none of."""
+    return tok.decode(ids.tolist()).strip().replace("\n\n", "\n")
+
+
+def draw(args):
+    """Draw further stories from the teacher and keep what it expected at every token, as `targets` does
+    for a given text. Finished batches of an earlier run are kept."""
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.multiprocessing.spawn(draw_worker, (args,), nprocs=args.workers)
+
+    student_tok, spelling, newline = drawing_tools(args)
+    stories, teacher_tok = [], Tokenizer.from_file(str(Path(args.teacher) / "tokenizer.json"))
+    left_out = 0
+    for part in sorted(out.glob("drawn-*.npz")):
+        arrays = np.load(part)
+        ids, starts = arrays["ids"].astype(np.int64), arrays["starts"]
+        columns, probs, ended = arrays["columns"], arrays["probs"], arrays["ended"]
+        for i, whole in enumerate(map(int, ended)):
+            begin, end = starts[i : i + 2]
+            n = end - begin - whole  # the row behind the last token of a whole story is its end's
+            row = ids[begin : begin + n]
+            text = written(teacher_tok, torch.as_tensor(row))
+            blank = (row == newline) & (np.concatenate([[0], row[:-1]]) == newline)
+            stay = begin + np.flatnonzero(~np.concatenate([blank, np.zeros(whole, bool)]))
+            row, student = row[~blank], student_tok.encode(text, add_special_tokens=False).ids
+            if spelling.teacher_bytes[row].sum() != spelling.student_bytes[student].sum():
+                left_out += 1  # the text is not what was drawn: spaces at an end, several blank lines
+                continue
+            student = np.concatenate([[BOS], student, [EOS] * whole]).astype(int)
+            stories.append((row, student, columns[stay], probs[stay]))
+    Targets.create(out, [student for _, student, _, _ in stories])
+    targets = Targets(out, "r+")
+    for i, (row, _, columns, probs) in enumerate(stories):
+        spelling.record(targets, i, row, columns, probs)
+    told = (targets.probs[:, 0] > 0).mean()
+    print(f"{len(stories)} stories ({left_out} left out), {len(targets.tokens)} tokens, {told:.1%} with the teacher's targets")
+
+
+def drawing_tools(args):
+    """The student's tokenizer, the candidates' spelling and the teacher's newline."""
+    teacher_tok = Tokenizer.from_file(str(Path(args.teacher) / "tokenizer.json"))
+    student_tok = Tokenizer.from_file(args.tokenizer)
+    encoded = teacher_tok.encode_batch(read_stories(args.text), add_special_tokens=False)
+    spelling = Spelling(teacher_tok, student_tok, np.unique(np.concatenate([e.ids for e in encoded])))
+    return student_tok, spelling, teacher_tok.token_to_id("<0x0A>")
+
+
+def draw_worker(rank, args):
+    """Every `--workers`-th batch of drawn stories, a file each."""
+    torch.set_num_threads(1)
+    _, spelling, _ = drawing_tools(args)
+    decoder = Decoder(args.teacher, args.batch, spelling.pieces)
+    began, tokens = time.time(), 0
+    for batch in range(rank, -(-args.count // args.batch), args.workers):
+        path = Path(args.out) / f"drawn-{batch:05}.npz"
+        if path.exists():
+            continue
+        generator = torch.Generator().manual_seed(args.seed * 1_000_000 + batch)
+        ids, ended, columns, probs = zip(*draw_stories(decoder, args.batch, TEMPERATURE, TOP_K, generator))
+        padded_ids = [torch.cat([i, i.new_zeros(w)]) for i, w in zip(ids, map(int, ended))]  # a row for the end
+        arrays = {
+            "ids": torch.cat(padded_ids).numpy().astype(np.uint16),
+            "columns": torch.cat(columns).numpy().astype(np.uint16),
+            "probs": torch.cat(probs).half().numpy(),
+            "starts": np.concatenate([[0], np.cumsum([len(c) for c in columns])]),
+            "ended": np.asarray(ended),
+        }
+        np.savez(path.with_suffix(".tmp.npz"), **arrays)
+        path.with_suffix(".tmp.npz").rename(path)
+        tokens += len(arrays["ids"])
+        if rank == 0:
+            print(f"batch {batch}: {tokens} tokens, {tokens / (time.time() - began):.0f} a second", flush=True)
 
 
 # ---------------------------------------------------------------- student
@@ -428,31 +598,34 @@ class Rows:
     `part` says which rows of each batch to return."""
 
     def __init__(self, data, batch, seed, part=slice(None)):
-        self.targets = Targets(data)
+        """`data`: the folders of the targets, whose stories are shuffled together."""
+        self.sets = [Targets(folder) for folder in data]
+        self.story = [(t, *span) for t in self.sets for span in zip(t.starts[:-1], t.starts[1:])]
         self.batch_size, self.seed, self.part = batch, seed, part
-        self.stories = len(self.targets.starts) - 1
         self.epoch = None
 
     def batch(self, step):
         """tokens [b, t], ids and probs [b * t, KEPT + 1] for the step."""
-        per_epoch = self.stories // self.batch_size
-        epoch, at = divmod(step, per_epoch)
+        epoch, at = divmod(step, len(self.story) // self.batch_size)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.stories)
-        starts, rows = self.targets.starts, []
+            self.epoch = epoch
+            self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.story))
+        tokens, ids, probs = [], [], []
         for r in range(at * self.batch_size, (at + 1) * self.batch_size)[self.part]:
-            index = []
-            while len(index) <= CONTEXT:
-                story = self.order[r % self.stories]
-                index.extend(range(starts[story], starts[story + 1]))
+            spans, room = [], CONTEXT + 1
+            while room > 0:
+                source, begin, end = self.story[self.order[r % len(self.story)]]
+                spans.append((source, begin, min(end, begin + room)))
+                room -= end - begin
                 r += 1
-            rows.append(index[: CONTEXT + 1])
-        index = np.asarray(rows)  # [b, t + 1] into the flat arrays
-        following = index[:, 1:].ravel()
+            gather = lambda name: np.concatenate([getattr(t, name)[a:b] for t, a, b in spans])
+            tokens.append(gather("tokens")[:-1])
+            ids.append(gather("ids")[1:])
+            probs.append(gather("probs")[1:])
         return (
-            torch.from_numpy(self.targets.tokens[index[:, :-1]].astype(np.int64)),
-            torch.from_numpy(self.targets.ids[following].astype(np.int64)),
-            torch.from_numpy(self.targets.probs[following].astype(np.float32)),
+            torch.from_numpy(np.stack(tokens).astype(np.int64)),
+            torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+            torch.from_numpy(np.concatenate(probs).astype(np.float32)),
         )
 
 
@@ -627,29 +800,17 @@ def sinks(args):
               f"elsewhere median {norm[:, 1:].median():.2f}, largest {norm[:, 1:].max():.2f}")
 
 
-@torch.inference_mode()
 def sample(args):
-    """Stories from BOS at a temperature, in the text format: unedited but for blank lines, which the
-    format has none of. Stories that do not end within the context are cut there."""
-    model, tok = load(args.model)
+    """Stories from BOS at a temperature, in the text format. Stories that do not end within the context
+    are cut there."""
+    torch.set_num_threads(1)
+    decoder = Decoder(args.model, args.batch)
     generator = torch.Generator().manual_seed(args.seed)
     stories = []
     while len(stories) < args.count:
         rows = min(args.batch, args.count - len(stories))
-        ids, past = torch.full((rows, 1), BOS), None
-        drawn, ended = [], torch.zeros(rows, dtype=torch.bool)
-        while len(drawn) < CONTEXT - 1 and not ended.all():
-            out = model(ids, past_key_values=past, use_cache=True)
-            past = out.past_key_values
-            value, index = out.logits[:, -1].topk(min(args.top_k, out.logits.shape[-1]))
-            draw = torch.multinomial((value / args.temperature).softmax(-1), 1, generator=generator)
-            ids = index.gather(1, draw)
-            ended |= (ids[:, 0] == BOS) | (ids[:, 0] == EOS)
-            ids[ended] = EOS
-            drawn.append(ids)
-        for row in torch.cat(drawn, 1).tolist():
-            row = row[: row.index(EOS)] if EOS in row else row
-            stories.append(tok.decode(row).strip().replace("\n\n", "\n"))
+        drawn = draw_stories(decoder, rows, args.temperature, args.top_k, generator)
+        stories += [written(decoder.tokenizer, ids) for ids, *_ in drawn]
     if args.out:
         write_stories(args.out, stories)
     else:
@@ -679,7 +840,8 @@ def main():
     command(split, text=str, out=str, held_out=2_000_000, validation=500_000)
     command(tokenizer, teacher=str, text=str, out=str)
     command(targets, teacher=str, text=str, tokenizer=str, out=str, batch=16, workers=2)
-    command(train, data=str, tokenizer=str, validation=str, checkpoint=str, steps=5000, batch=24,
+    command(draw, teacher=str, text=str, tokenizer=str, out=str, count=50_000, batch=256, workers=2, seed=1)
+    command(train, data=list, tokenizer=str, validation=str, checkpoint=str, steps=5000, batch=24,
             warmup=100, decay=0.5, lr_muon=0.02, lr_adam=0.004, weight_decay=0.0, average=0.99,
             save_every=200, workers=2, seed=0)
     command(export, checkpoint=str, out=str)

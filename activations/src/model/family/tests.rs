@@ -134,7 +134,7 @@ fn what_is_promised_and_not_implemented_is_named() {
             json!({"sliding_window": 4, "layer_types": ["full_attention"]}),
             "layer_types",
         ),
-        ("qwen3", json!({"num_hidden_layers": 1 << 40}), "num_hidden_layers"),
+        ("qwen3", json!({"num_hidden_layers": 1u64 << 40}), "num_hidden_layers"),
         ("qwen3", json!({"eos_token_id": "x"}), "eos_token_id"),
     ] {
         let error = parse(&llama_like(kind, more)).unwrap_err();

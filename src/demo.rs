@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use activations::hub::ModelDir;
 use activations::harvest::HarvestOptions;
+use activations::hub::ModelDir;
 use activations::store::StoreState;
 use activations::{Device, Outcome, Progress, Stop, atomic};
 use anyhow::{Context, bail};
@@ -185,7 +185,8 @@ fn finished(places: &Places) -> anyhow::Result<Option<Summary>> {
 fn make(places: &Places, progress: &dyn Progress, stop: &Stop) -> anyhow::Result<Option<Summary>> {
     embedded::unpack(&places.model)?;
     let mut seconds = Seconds::default();
-    let options = Text::of(&places.text, embedded::SEPARATOR).options(&ModelDir::local(&places.model)?, vec![HOOK.into()]);
+    let options =
+        Text::of(&places.text, embedded::SEPARATOR).options(&ModelDir::local(&places.model)?, vec![HOOK.into()]);
     if timed(&mut seconds.harvest, || harvest_stage(places, &options, progress, stop))? == Outcome::Stopped {
         return Ok(None);
     }

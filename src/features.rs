@@ -77,7 +77,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("--acts and --text: an index is built from one of them");
     }
     let progress = Bars::default();
-    let model = args.model.as_deref().map(|model| Hub::from_env().find(model, &progress));
+    let model = args
+        .model
+        .as_deref()
+        .map(|model| Hub::from_env().find(model, &progress));
     let model = model.transpose()?;
     let source = match (&args.acts, &model) {
         (Some(acts), model) => Source::Store {
@@ -91,15 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("--text needs --model: which model should read it?"),
     };
     let stop = interrupt::listen()?;
-    let (outcome, manifest) = features(
-        &args.sae,
-        source,
-        &args.out,
-        &options,
-        args.device,
-        &progress,
-        &stop,
-    )?;
+    let (outcome, manifest) = features(&args.sae, source, &args.out, &options, args.device, &progress, &stop)?;
     if let Some(manifest) = manifest {
         if args.json {
             println!("{}", serde_json::to_string_pretty(&manifest)?);

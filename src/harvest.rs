@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use activations::corpus::{Format, InvalidUtf8, Reading};
 use activations::harvest::{self, HarvestOptions, HarvestReport};
-use activations::store::Part;
 use activations::hub::{Hub, ModelDir};
+use activations::store::Part;
 use activations::{ActDtype, Device, Outcome, Progress, Stop};
 use clap::ValueEnum;
 

@@ -100,7 +100,10 @@ impl Hub {
             Ok(path) => Ok(found(path)),
             Err(Failure::Unreachable(problem)) => match self.cached(&id) {
                 Some(path) => {
-                    progress.warn(&format!("{} cannot be reached; using the cached {model}", self.endpoint));
+                    progress.warn(&format!(
+                        "{} cannot be reached; using the cached {model}",
+                        self.endpoint
+                    ));
                     Ok(found(path))
                 }
                 None => Err(Error::Invalid(format!(

@@ -69,7 +69,11 @@ fn a_feature_that_is_not_implemented_is_named() {
     let scaled = json!({"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0});
     for (key, value, said) in [
         ("rope_parameters", scaled.clone(), "yarn"),
-        ("rope_parameters", json!({"rope_type": "llama3", "factor": 8.0}), "lacks low_freq_factor"),
+        (
+            "rope_parameters",
+            json!({"rope_type": "llama3", "factor": 8.0}),
+            "lacks low_freq_factor",
+        ),
         ("hidden_act", json!("relu2"), "relu2"),
         ("attention_bias", json!("yes"), "attention_bias"),
         ("rms_norm_eps", json!(-1.0), "epsilon is -1"),

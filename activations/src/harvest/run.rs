@@ -211,7 +211,9 @@ pub(super) fn spec(plan: &HarvestPlan) -> Result<StoreSpec> {
     let absolute = std::path::absolute(model).map_err(Error::io(model))?;
     let name = absolute.file_name().unwrap_or(absolute.as_os_str());
     let model_ref = ModelRef {
-        name: model_name.clone().unwrap_or_else(|| name.to_string_lossy().into_owned()),
+        name: model_name
+            .clone()
+            .unwrap_or_else(|| name.to_string_lossy().into_owned()),
         sha256: Some(Transformer::fingerprint(model)?),
         n_layers: config.n_layers,
         d_model: config.d_model,

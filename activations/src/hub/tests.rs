@@ -41,17 +41,15 @@ impl Server {
 }
 
 /// Answers one request and closes.
-fn answer(
-    mut stream: TcpStream,
-    files: &BTreeMap<String, Vec<u8>>,
-    token: Option<&str>,
-    seen: &Mutex<Vec<String>>,
-) {
+fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, token: Option<&str>, seen: &Mutex<Vec<String>>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let request = lines.next().unwrap().unwrap();
     let path = request.split(' ').nth(1).unwrap().to_owned();
     let (mut range, mut authorised) = (None, token.is_none());
-    for line in lines.map_while(std::result::Result::ok).take_while(|line| !line.is_empty()) {
+    for line in lines
+        .map_while(std::result::Result::ok)
+        .take_while(|line| !line.is_empty())
+    {
         let line = line.to_lowercase();
         if let Some(bytes) = line.strip_prefix("range: bytes=") {
             range = Some(bytes.to_owned());
@@ -69,7 +67,10 @@ fn answer(
         return reply("401 Unauthorized", "", b"");
     }
     if path.starts_with("/api/models/acme/tiny/revision/") {
-        let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let siblings: Vec<_> = files
+            .keys()
+            .map(|name| serde_json::json!({ "rfilename": name }))
+            .collect();
         let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings });
         return reply("200 OK", "", info.to_string().as_bytes());
     }
@@ -96,7 +97,12 @@ fn tiny() -> BTreeMap<String, Vec<u8>> {
     let mut files: BTreeMap<_, _> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_str().unwrap().to_owned(),
+                std::fs::read(&path).unwrap(),
+            )
+        })
         .collect();
     files.insert("pytorch_model.bin".into(), vec![0; 10]);
     files
@@ -121,16 +127,27 @@ fn a_model_is_fetched_once_and_found_in_the_cache_afterwards() {
     }
     let requests = server.requests.lock().unwrap().len();
     assert_eq!(hub.find("acme/tiny", &Silent).unwrap(), fetched);
-    assert_eq!(server.requests.lock().unwrap().len(), requests + 1, "only the commit is asked for");
+    assert_eq!(
+        server.requests.lock().unwrap().len(),
+        requests + 1,
+        "only the commit is asked for"
+    );
 
     hub.offline = true;
     assert_eq!(hub.find("acme/tiny", &Silent).unwrap(), fetched);
-    assert_eq!(hub.find(&format!("acme/tiny@{COMMIT}"), &Silent).unwrap().path, fetched.path);
+    assert_eq!(
+        hub.find(&format!("acme/tiny@{COMMIT}"), &Silent).unwrap().path,
+        fetched.path
+    );
     assert!(error(&hub, "acme/other").contains("HF_HUB_OFFLINE"));
 
     hub.offline = false;
     hub.endpoint = "http://127.0.0.1:1".into();
-    assert_eq!(hub.find("acme/tiny", &Silent).unwrap(), fetched, "the cache helps without a network");
+    assert_eq!(
+        hub.find("acme/tiny", &Silent).unwrap(),
+        fetched,
+        "the cache helps without a network"
+    );
 }
 
 #[test]
@@ -159,7 +176,10 @@ fn without_a_network_the_error_says_how_to_do_without() {
         offline: false,
     };
     let error = error(&hub, "acme/tiny");
-    assert!(error.contains("hf download acme/tiny") && error.contains("127.0.0.1:1"), "{error}");
+    assert!(
+        error.contains("hf download acme/tiny") && error.contains("127.0.0.1:1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -191,7 +211,17 @@ fn a_mistyped_path_is_no_id() {
         token: None,
         offline: false,
     };
-    for model in ["./models/tiny", "/models/tiny", "models/tiny/", "a/b/c", "gpt2", "../x", "org/na me", "", "a/b@../x"] {
+    for model in [
+        "./models/tiny",
+        "/models/tiny",
+        "models/tiny/",
+        "a/b/c",
+        "gpt2",
+        "../x",
+        "org/na me",
+        "",
+        "a/b@../x",
+    ] {
         let error = error(&hub, model);
         assert!(error.contains("expected a directory"), "{model:?}: {error}");
     }

@@ -25,8 +25,8 @@ pub(super) struct Attention<'a> {
 enum Turn {
     /// `[seq, half]` each.
     Host { cos: Vec<f32>, sin: Vec<f32> },
-    /// `[1, 1, seq, 2 * half]` each, the second half repeating the first.
-    Tensors { cos: Tensor<4>, sin: Tensor<4> },
+    /// Cosines, then sines, `[1, 1, seq, 2 * half]` each, the second half repeating the first.
+    Tensors(Box<[Tensor<4>; 2]>),
 }
 
 impl<'a> Attention<'a> {
@@ -98,7 +98,7 @@ impl<'a> Attention<'a> {
                 let [batch, seq, heads, d_head] = shape;
                 Tensor::from_data(TensorData::new(turned, [batch, heads, seq, d_head]), &self.device)
             }
-            Turn::Tensors { cos, sin } => rotate(apart(x), cos, sin),
+            Turn::Tensors(tables) => rotate(apart(x), tables),
         }
     }
 
@@ -157,16 +157,13 @@ impl Turn {
             let table = Tensor::<4>::from_data(TensorData::new(table, [1, 1, seq, half]), device);
             Tensor::cat(vec![table.clone(), table], 3)
         };
-        Self::Tensors {
-            cos: tensor(cos),
-            sin: tensor(sin),
-        }
+        Self::Tensors(Box::new([tensor(cos), tensor(sin)]))
     }
 }
 
 /// Turns pairs (i, i + half) of the first `2 * half` values of each head by the position's angle (arXiv 2104.09864, eq.
 /// 34, in the order that checkpoints of Hugging Face use). `x: [batch, heads, seq, d_head]`
-fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
+fn rotate(x: Tensor<4>, [cos, sin]: &[Tensor<4>; 2]) -> Tensor<4> {
     let (width, d_head) = (cos.dims()[3], x.dims()[3]);
     let half = width / 2;
     let (low, high) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));

@@ -3,6 +3,8 @@
 Usage: compare.py --model DIR --text FILE --out docs/performance.json [--sae target/release/sae] [--rounds 3]
                   [--only harvest,train,store,index]
 
+`--harvest DIR:LAYER:TOKENS`, repeated, names several models and places to harvest at.
+
 Every figure is the median over `--rounds` alternations, with the smallest and largest beside it: the machine may be
 shared, so ratios mean more than times. Peak memory is the system's own figure for the process and its children.
 """
@@ -27,6 +29,7 @@ parser.add_argument("--out", required=True)
 parser.add_argument("--sae", default="target/release/sae")
 parser.add_argument("--examples", default="target/release/examples")
 parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--harvest", action="append", metavar="DIR:LAYER:TOKENS", help="what to harvest (repeatable)")
 parser.add_argument("--tokens", type=int, default=100_000)
 parser.add_argument("--steps", type=int, default=8)
 parser.add_argument("--only", default="harvest,train,store,index")
@@ -67,18 +70,26 @@ def alternate(contestants):
 
 
 def harvest():
+    """{"MODEL, blocks.LAYER": the contestants' medians} for every --harvest."""
+    return {f"{Path(model).name}, block {layer}": harvest_at(model, int(layer), int(tokens))
+            for model, layer, tokens in (spec.rsplit(":", 2) for spec in args.harvest or [f"{args.model}:3:{args.tokens}"])}
+
+
+def harvest_at(model, layer, tokens):
     def ours():
         out = work / "acts"
         subprocess.run(["rm", "-rf", out], check=True)
-        made, peak = run(args.sae, "harvest", "--model", args.model, "--text", args.text, "--hook",
-                         "blocks.3.hook_resid_post", "--tokens", args.tokens, "--out", out, "--json")
+        made, peak = run(args.sae, "harvest", "--model", model, "--text", args.text, "--hook",
+                         f"blocks.{layer}.hook_resid_post", "--context", 256, "--tokens", tokens, "--out", out, "--json")
         return {"tokens_per_s": made["tokens"] / made["seconds"], "peak_rss_mb": peak}
 
-    def transformers():
-        made, peak = run(sys.executable, HERE / "harvest_peer.py", args.model, args.text, 3, args.tokens)
-        return {"tokens_per_s": made["tok_s"], "peak_rss_mb": peak}
+    def transformers(dtype):
+        def contestant():
+            made, peak = run(sys.executable, HERE / "harvest_peer.py", model, args.text, layer, tokens, dtype)
+            return {"tokens_per_s": made["tok_s"], "peak_rss_mb": peak}
+        return contestant
 
-    return alternate({"sae": ours, "transformers": transformers})
+    return alternate({"sae": ours, "transformers": transformers("float32"), "transformers bf16": transformers("bfloat16")})
 
 
 def train():

@@ -1,6 +1,7 @@
 """Times a transformers forward that collects one hidden state, the way the peers harvest.
 
-Usage: harvest_peer.py MODEL_DIR TEXT LAYER N_TOKENS. Rows of 256 tokens that begin with BOS, batches of 32, f32.
+Usage: harvest_peer.py MODEL_DIR TEXT LAYER N_TOKENS [float32|bfloat16]. Rows of 256 tokens that begin with BOS, batches of
+32, in f32 unless another type is named.
 hidden_states[LAYER + 1] is blocks.LAYER.hook_resid_post (but for the last layer: there the final norm comes first).
 Prints one JSON line; the first batch warms up and is not counted.
 """
@@ -14,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 path, text, layer, n = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+dtype = getattr(torch, sys.argv[5] if len(sys.argv) > 5 else "float32")
 torch.set_num_threads(2)
-model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{path}/tokenizer.json")
 ids = []
 with open(text, encoding="utf8", errors="ignore") as f:
@@ -29,7 +31,7 @@ with torch.inference_mode():
         if i == 32:
             began, done = time.perf_counter(), 0
         batch = torch.tensor(rows[i : i + 32])
-        acts = model.model(batch, output_hidden_states=True).hidden_states[layer + 1][:, 1:].numpy()
+        acts = model.model(batch, output_hidden_states=True).hidden_states[layer + 1][:, 1:].float().numpy()
         done += batch.numel()
 seconds = time.perf_counter() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

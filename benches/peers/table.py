@@ -12,9 +12,8 @@ def cell(figure, digits):
     return f"{figure['median']:,.{digits}f} ({figure['min']:,.{digits}f} to {figure['max']:,.{digits}f})"
 
 
-def beside(name, figure, digits, faster_is_larger):
+def beside(medians, figure, digits, faster_is_larger):
     """A row a contestant, with the ratio of medians to `sae`."""
-    medians = results[name]["medians"]
     ours = medians["sae"][figure]["median"]
     for who, figures in medians.items():
         theirs = figures[figure]["median"]
@@ -25,15 +24,37 @@ def beside(name, figure, digits, faster_is_larger):
 
 
 def harvest():
-    yield "| | tokens/s | `sae` is faster by | peak memory |"
-    yield "|---|---|---|---|"
-    yield from beside("harvest", "tokens_per_s", 0, True)
+    yield "| | | tokens/s | `sae` is faster by | peak memory |"
+    yield "|---|---|---|---|---|"
+    for place, medians in results["harvest"]["medians"].items():
+        for row in beside(medians, "tokens_per_s", 0, True):
+            yield f"| {place} {row}"
+            place = ""
 
 
 def train():
     yield "| | seconds a step | `sae` is faster by | peak memory | held-out FVU |"
     yield "|---|---|---|---|---|"
-    yield from beside("train", "step_s", 3, False)
+    yield from beside(results["train"]["medians"], "step_s", 3, False)
+
+
+def store():
+    figures = results["store"]["medians"]["store_bench"]
+    yield "| | write | sequential read | mixed read | peak memory of the whole |"
+    yield "|---|---|---|---|---|"
+    for dtype in ("f16", "f32"):
+        rates = {name: figure for name, figure in figures.items() if name.startswith(f"{dtype}, ")}
+        mixed = "; ".join(f"{cell(figure, 2)}, {name.split(', ')[2]}" for name, figure in rates.items() if "mixed" in name)
+        yield (f"| {dtype} | {cell(rates[f'{dtype}, write GB/s'], 2)} | {cell(rates[f'{dtype}, sequential read GB/s'], 2)} |"
+               f" {mixed} | {figures['peak memory MB']['median']:,.0f} MB |")
+
+
+def index():
+    figures = results["index"]["medians"]["index_bench"]
+    yield "| seconds | tokens/s | peak memory |"
+    yield "|---|---|---|"
+    yield (f"| {cell(figures['seconds'], 1)} | {1e6 / figures['seconds']['median']:,.0f} |"
+           f" {figures['peak_rss_mb']['median']:,.0f} MB |")
 
 
 def machine():
@@ -42,7 +63,7 @@ def machine():
 
 
 page = text.read_text()
-for name in ("machine", "harvest", "train"):
+for name in ("machine", "harvest", "train", "store", "index"):
     if name in results:
         table = "\n".join(globals()[name]())
         page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + table + "\n" + m[2], page, flags=re.S)

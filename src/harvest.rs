@@ -39,7 +39,7 @@ pub struct Args {
     /// Directory of the store; must be new or empty, unless --resume
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Number format of the store: f16, bf16 or f32
+    /// Number format of the store: f16, bf16, f32, or int8 with a scale a row (half of f16; see activations/STORE.md)
     #[arg(long, value_name = "DTYPE", default_value = "f16")]
     dtype: ActDtype,
     /// Give BOS and EOS rows, too

@@ -1,4 +1,8 @@
 //! The number formats that activations are stored in.
+//!
+//! All but one are formats of numbers. `int8` is one of rows: a scale, and a signed byte for each value, which is what
+//! makes eight bits enough. Rows of a residual stream differ in length by a factor of ten, and one scale for all would
+//! leave the short ones two or three bits.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -14,15 +18,26 @@ pub enum ActDtype {
     Bf16,
     /// Single precision.
     F32,
+    /// A row is a scale in f32, a 127th of its largest magnitude, and a signed byte a value: value = scale * byte.
+    Int8,
 }
+
+/// Bytes of a row's scale.
+const SCALE: usize = 4;
 
 impl ActDtype {
     /// Bytes of one value.
     pub fn size(self) -> usize {
         match self {
+            Self::Int8 => 1,
             Self::F16 | Self::Bf16 => 2,
             Self::F32 => 4,
         }
+    }
+
+    /// Bytes of a row of `d_in` values.
+    pub fn row_bytes(self, d_in: usize) -> usize {
+        d_in * self.size() + if self == Self::Int8 { SCALE } else { 0 }
     }
 
     /// Largest finite magnitude.
@@ -31,13 +46,15 @@ impl ActDtype {
             Self::F16 => 65_504.0,
             Self::Bf16 => bf16::MAX.to_f32(),
             Self::F32 => f32::MAX,
+            // 128 scales, the most that a signed byte can ask for, must be a number.
+            Self::Int8 => f32::MAX / 128.0 * 127.0,
         }
     }
 
-    /// Appends `values` to `out` in this format, round to nearest even. Values beyond [`Self::max`] become infinite:
+    /// Appends `values`, of int8 one row, to `out` in this format, round to nearest even. Values beyond [`Self::max`] become infinite:
     /// check first, see [`largest_magnitude`].
     pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
-        out.reserve(values.len() * self.size());
+        out.reserve(self.row_bytes(values.len()));
         // By blocks on the stack: the processor converts slices of halves, and whole blocks are appended as one copy.
         let mut bytes = [0; 4 * BLOCK];
         match self {
@@ -69,17 +86,58 @@ impl ActDtype {
                     out.extend_from_slice(&bytes[..4 * values.len()]);
                 }
             }
+            Self::Int8 => {
+                let scale = finite_magnitude(values).unwrap_or(f32::INFINITY) / 127.0;
+                out.extend_from_slice(&scale.to_le_bytes());
+                let inverse = 1.0 / scale;
+                if inverse.is_finite() {
+                    // Behind 1.5 * 2^23 an f32 has no fraction: adding it rounds, and the lowest byte is the integer's.
+                    out.extend(values.iter().map(|v| (v * inverse + 12_582_912.0).to_bits() as u8));
+                } else {
+                    // Rows that are nearly nothing, or nothing.
+                    let inverse = if scale > 0.0 { 1.0 / f64::from(scale) } else { 0.0 };
+                    let byte = |v: &f32| (f64::from(*v) * inverse).round().clamp(-127.0, 127.0) as i8 as u8;
+                    out.extend(values.iter().map(byte));
+                }
+            }
         }
     }
 
-    /// Decodes `bytes` into `out`.
+    /// Appends rows of `d_in` values to `out`; see [`encode`](Self::encode).
+    pub fn encode_rows(self, values: &[f32], d_in: usize, out: &mut Vec<u8>) {
+        match self {
+            Self::Int8 => values.chunks_exact(d_in).for_each(|row| self.encode(row, out)),
+            _ => self.encode(values, out),
+        }
+    }
+
+    /// Decodes rows of `d_in` values into `out`.
+    ///
+    /// # Panics
+    /// If `bytes` is not exactly as many rows as `out`.
+    pub fn decode_rows(self, bytes: &[u8], d_in: usize, out: &mut [f32]) {
+        match self {
+            Self::Int8 => {
+                assert_eq!(
+                    bytes.len() / self.row_bytes(d_in),
+                    out.len() / d_in,
+                    "rows do not match"
+                );
+                let rows = bytes.chunks_exact(self.row_bytes(d_in)).zip(out.chunks_exact_mut(d_in));
+                rows.for_each(|(row, out)| self.decode(row, out));
+            }
+            _ => self.decode(bytes, out),
+        }
+    }
+
+    /// Decodes `bytes`, of int8 one row, into `out`.
     ///
     /// # Panics
     /// If `bytes` is not exactly `out.len()` values long: callers validate lengths where they read them.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(
             bytes.len(),
-            out.len() * self.size(),
+            self.row_bytes(out.len()),
             "byte length does not match the values wanted"
         );
         match self {
@@ -103,22 +161,44 @@ impl ActDtype {
                     *v = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
                 }
             }
+            Self::Int8 => {
+                let (scale, bytes) = bytes.split_at(SCALE);
+                let scale = f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]);
+                for (v, &b) in out.iter_mut().zip(bytes) {
+                    *v = scale * f32::from(b as i8);
+                }
+            }
         }
     }
 
-    /// The place of the first value in encoded `bytes` that is NaN or infinite.
-    pub fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
+    /// Row and column of the first value in encoded rows of `d_in` values that is NaN or infinite.
+    pub fn first_not_finite(self, bytes: &[u8], d_in: usize) -> Option<(usize, usize)> {
+        if self != Self::Int8 {
+            return self.first_value_not_finite(bytes).map(|at| (at / d_in, at % d_in));
+        }
+        // With a scale so large, 128 times it need not be a number any more.
+        let bad = |row: &[u8]| !(128.0 * f32::from_le_bytes([row[0], row[1], row[2], row[3]])).is_finite();
+        bytes
+            .chunks_exact(self.row_bytes(d_in))
+            .position(bad)
+            .map(|row| (row, 0))
+    }
+
+    /// The place of the first value in encoded `bytes`, not of int8, that is NaN or infinite.
+    fn first_value_not_finite(self, bytes: &[u8]) -> Option<usize> {
         // A value is not finite when all bits of its exponent are set. Whole blocks are looked at without branches.
         let size = self.size();
         let bad = |b: &[u8]| match self {
             Self::F16 => u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00,
             Self::Bf16 => u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80,
             Self::F32 => u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 == 0x7f80_0000,
+            Self::Int8 => false,
         };
         let any = |block: &[u8]| match self {
             Self::F16 => any_bits::<0x7c00>(block),
             Self::Bf16 => any_bits::<0x7f80>(block),
             Self::F32 => block.chunks_exact(4).fold(false, |any, b| any | bad(b)),
+            Self::Int8 => false,
         };
         let (at, block) = bytes.chunks(BLOCK * size).enumerate().find(|(_, block)| any(block))?;
         Some(at * BLOCK + block.chunks_exact(size).position(bad)?)
@@ -140,6 +220,7 @@ impl std::fmt::Display for ActDtype {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::F32 => "f32",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -152,8 +233,9 @@ impl std::str::FromStr for ActDtype {
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
             "f32" => Ok(Self::F32),
+            "int8" => Ok(Self::Int8),
             _ => Err(crate::Error::Invalid(format!(
-                "unknown dtype {s:?}: expected f16, bf16 or f32"
+                "unknown dtype {s:?}: expected f16, bf16, f32 or int8"
             ))),
         }
     }
@@ -217,7 +299,7 @@ mod tests {
                 let single = match dtype {
                     ActDtype::F16 => f16::from_f32(*value).to_f32(),
                     ActDtype::Bf16 => bf16::from_f32(*value).to_f32(),
-                    ActDtype::F32 => *value,
+                    _ => *value,
                 };
                 assert!(
                     single == back || (single.is_nan() && back.is_nan()),
@@ -225,6 +307,36 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_row_of_int8_is_within_half_a_step_of_its_values_whatever_their_size() {
+        let mut bytes = Vec::new();
+        for size in [1e-37f32, 1e-3, 1.0, 2e6, 1e38] {
+            // Rows of seven values; the largest magnitude is `size`.
+            let values: Vec<f32> = (0..21).map(|i| size * ((i * 5 % 7) as f32 - 3.0) / 3.0).collect();
+            bytes.clear();
+            ActDtype::Int8.encode_rows(&values, 7, &mut bytes);
+            assert_eq!(bytes.len(), 3 * ActDtype::Int8.row_bytes(7));
+            assert_eq!(ActDtype::Int8.first_not_finite(&bytes, 7), None);
+            let mut back = vec![0.0; 21];
+            ActDtype::Int8.decode_rows(&bytes, 7, &mut back);
+            for (value, back) in values.iter().zip(&back) {
+                assert!((value - back).abs() <= 0.501 * size / 127.0, "{value} {back}");
+            }
+        }
+        // Nothing, and less than a scale can say.
+        for value in [0.0, 1e-45] {
+            bytes.clear();
+            ActDtype::Int8.encode(&[value, -value], &mut bytes);
+            let mut back = [1.0; 2];
+            ActDtype::Int8.decode(&bytes, &mut back);
+            assert_eq!(back, [0.0; 2]);
+        }
+        bytes.clear();
+        ActDtype::Int8.encode_rows(&[1.0, 2.0, 3.0, 4.0], 2, &mut bytes);
+        bytes[6..10].copy_from_slice(&f32::NAN.to_le_bytes());
+        assert_eq!(ActDtype::Int8.first_not_finite(&bytes, 2), Some((1, 0)));
     }
 
     #[test]
@@ -241,8 +353,8 @@ mod tests {
                 values[1299] = f32::NAN;
                 let mut bytes = Vec::new();
                 dtype.encode(&values, &mut bytes);
-                assert_eq!(dtype.first_not_finite(&bytes), Some(at), "{dtype}");
-                assert_eq!(dtype.first_not_finite(&bytes[..at * dtype.size()]), None);
+                assert_eq!(dtype.first_not_finite(&bytes, 7), Some((at / 7, at % 7)), "{dtype}");
+                assert_eq!(dtype.first_not_finite(&bytes[..at * dtype.size()], 7), None);
                 assert_eq!(finite_magnitude(&values), None);
             }
         }

@@ -355,7 +355,7 @@ fn act_rows(
         path: path.to_owned(),
         dtype,
         d_in,
-        acts: Column::new(Arc::new(files), runs, d_in * dtype.size()),
+        acts: Column::new(Arc::new(files), runs, dtype.row_bytes(d_in)),
         places: None,
         context_rows,
         parts: starts.collect(),

@@ -160,7 +160,7 @@ impl Store {
             path: self.dir.clone(),
             dtype: spec.dtype,
             d_in: hook.d_in,
-            acts: column(acts, hook.d_in * spec.dtype.size()),
+            acts: column(acts, spec.dtype.row_bytes(hook.d_in)),
             places: Some(Places {
                 context: column(context, 8),
                 position: column(position, 4),

@@ -45,6 +45,7 @@ impl<'a> Copy<'a> {
             ActDtype::F16 => "F16",
             ActDtype::Bf16 => "BF16",
             ActDtype::F32 => "F32",
+            ActDtype::Int8 => unreachable!("no file of another program is read as int8"),
         };
         let json = serde_json::json!({
             "__metadata__": { "sae.copy_of": fingerprint },

@@ -47,6 +47,9 @@ impl Leaf {
         let own = match self {
             Self::F16 => ActDtype::F16,
             Self::F32 | Self::F64 => ActDtype::F32,
+            Self::Bytes if asked == Some(ActDtype::Int8) => {
+                return Err("holds bytes, and int8 is a format of our own stores: give f16, bf16 or f32".into());
+            }
             Self::Bytes => {
                 return asked.or(said).ok_or_else(|| {
                     "holds bytes, and nothing in the file says of which numbers: give --acts-dtype f16, bf16 or f32"

@@ -206,9 +206,9 @@ impl ActRows {
     /// Copies encoded rows into `out` and refuses values that are not finite.
     pub fn read_encoded(&self, rows: Range<u64>, out: &mut [u8]) -> Result<()> {
         self.acts.read(rows.clone(), out)?;
-        match self.dtype.first_not_finite(out) {
+        match self.dtype.first_not_finite(out, self.d_in) {
             None => Ok(()),
-            Some(at) => Err(self.not_finite(rows.start + (at / self.d_in) as u64, at % self.d_in)),
+            Some((row, column)) => Err(self.not_finite(rows.start + row as u64, column)),
         }
     }
 
@@ -232,7 +232,7 @@ impl ActRows {
             let n = values.len() / self.d_in;
             let bytes = &mut block[..n * width];
             self.read_encoded(row..row + n as u64, bytes)?;
-            self.dtype.decode(bytes, values);
+            self.dtype.decode_rows(bytes, self.d_in, values);
             row += n as u64;
         }
         Ok(())

@@ -23,7 +23,7 @@ pub(crate) const KEYS: [(&str, PhysicalType, usize); 3] = [
 pub(crate) fn acts_columns(spec: &StoreSpec) -> Vec<(String, PhysicalType, usize)> {
     let keys = KEYS.iter().map(|&(name, of, width)| (name.to_owned(), of, width));
     let hooks = spec.hooks.iter().map(|h| {
-        let width = h.d_in * spec.dtype.size();
+        let width = spec.dtype.row_bytes(h.d_in);
         (h.name.clone(), PhysicalType::FIXED_LEN_BYTE_ARRAY, width)
     });
     keys.chain(hooks).collect()

@@ -118,9 +118,10 @@ impl ShardWriter {
     /// Encodes rows of a hook, the first of which is the `done`th of this push.
     fn encode(&mut self, hook: usize, values: &[f32], done: usize) {
         let out = &mut self.group.acts[hook];
-        let width = self.spec.hooks[hook].d_in * self.spec.dtype.size();
+        let d_in = self.spec.hooks[hook].d_in;
+        let width = self.spec.dtype.row_bytes(d_in);
         let (start, first_row) = (out.len(), self.n_rows + done as u64);
-        self.spec.dtype.encode(values, out);
+        self.spec.dtype.encode_rows(values, d_in, out);
         let skip = (first_row.next_multiple_of(SAMPLE_EVERY) - first_row) as usize;
         for row in out[start..]
             .chunks_exact(width)
@@ -193,7 +194,7 @@ fn write_group(
     write_column::<Int32Type>(&mut out, &group.position)?;
     write_column::<Int32Type>(&mut out, &group.token)?;
     for (hook, acts) in spec.hooks.iter().zip(&mut group.acts) {
-        let width = hook.d_in * spec.dtype.size();
+        let width = spec.dtype.row_bytes(hook.d_in);
         let bytes = Bytes::from(std::mem::take(acts));
         // References into the buffer, not copies of it.
         let values: Vec<FixedLenByteArray> = (0..bytes.len() / width)

@@ -114,8 +114,18 @@ impl StoreSpec {
 
     /// Activation bytes of one row, all hooks together.
     pub fn row_bytes(&self) -> u64 {
-        let width = |h: &HookSpec| (h.d_in as u64).saturating_mul(self.dtype.size() as u64);
-        self.hooks.iter().map(width).fold(0, u64::saturating_add)
+        self.hooks
+            .iter()
+            .map(|h| self.hook_bytes(h))
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of one row of a hook. A width from a manifest may be anything: it does not overflow.
+    fn hook_bytes(&self, hook: &HookSpec) -> u64 {
+        match hook.d_in.checked_mul(8) {
+            Some(_) => self.dtype.row_bytes(hook.d_in) as u64,
+            None => u64::MAX,
+        }
     }
 
     /// Rows of every row group but a shard's last.
@@ -125,8 +135,7 @@ impl StoreSpec {
 
     /// Rows of every data page of an activation column but a row group's last.
     pub(crate) fn page_rows(&self, hook: &HookSpec) -> usize {
-        let row = (hook.d_in * self.dtype.size()) as u64;
-        (PAGE_BYTES / row.max(1)).clamp(1, 1 << 16) as usize
+        (PAGE_BYTES / self.hook_bytes(hook).max(1)).clamp(1, 1 << 16) as usize
     }
 
     /// The hook of a name, with its column's place among the activation columns; of no name, the only hook.
@@ -162,8 +171,8 @@ impl StoreSpec {
             return invalid("a store needs at least one hook".into());
         }
         for (at, hook) in self.hooks.iter().enumerate() {
-            let bytes = (hook.d_in as u64).saturating_mul(self.dtype.size() as u64);
-            if bytes == 0 || bytes > MAX_ROW_BYTES {
+            let bytes = self.hook_bytes(hook);
+            if hook.d_in == 0 || bytes > MAX_ROW_BYTES {
                 return invalid(format!(
                     "hook {}: d_in {} of {} makes rows of {bytes} bytes, expected 1 to {MAX_ROW_BYTES}",
                     hook.name, hook.d_in, self.dtype

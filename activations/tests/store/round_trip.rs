@@ -210,3 +210,81 @@ fn origins_name_what_is_known_and_fingerprints_follow_the_data() {
         before.fingerprint
     );
 }
+
+#[test]
+fn a_store_of_int8_holds_every_row_to_half_a_step_and_resumes_and_mixes_like_any_other() {
+    let exact = store(17, ActDtype::F32);
+    let dir = store(17, ActDtype::Int8);
+    for (name, d_in) in HOOKS {
+        let open = |dir: &std::path::Path| Activations::open(dir, Some(name)).unwrap();
+        let (exact, int8) = (open(exact.path()), open(dir.path()));
+        assert_eq!(
+            (int8.dtype(), int8.n_rows(), int8.d_in()),
+            (ActDtype::Int8, exact.n_rows(), d_in)
+        );
+        let n = exact.n_rows();
+        let (mut x, mut x8) = (vec![0.0; n as usize * d_in], vec![0.0; n as usize * d_in]);
+        exact.read_rows(0..n, &mut x).unwrap();
+        int8.read_rows(0..n, &mut x8).unwrap();
+        for (row, row8) in x.chunks(d_in).zip(x8.chunks(d_in)) {
+            let step = row.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+            assert!(
+                row.iter().zip(row8).all(|(a, b)| (a - b).abs() <= 0.501 * step),
+                "{row:?} {row8:?}"
+            );
+        }
+        let mut mixed = int8
+            .mixed(
+                0..n,
+                &activations::source::MixOptions {
+                    seed: 1,
+                    memory_bytes: 1 << 20,
+                },
+            )
+            .unwrap();
+        let mut drawn = vec![0.0; n as usize * d_in];
+        mixed.next_batch(&mut drawn).unwrap();
+        let sorted = |rows: &[f32]| {
+            let mut rows: Vec<Vec<u32>> = rows
+                .chunks(d_in)
+                .map(|r| r.iter().map(|v| v.to_bits()).collect())
+                .collect();
+            rows.sort();
+            rows
+        };
+        assert_eq!(sorted(&drawn), sorted(&x8));
+    }
+}
+
+#[test]
+fn reading_a_hook_touches_no_byte_of_another() {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    for dtype in [ActDtype::F16, ActDtype::Int8] {
+        let dir = store(17, dtype);
+        let read = |hook: usize| {
+            let acts = Activations::open(dir.path(), Some(HOOKS[hook].0))?;
+            let mut rows = vec![0.0; acts.n_rows() as usize * acts.d_in()];
+            acts.read_rows(0..acts.n_rows(), &mut rows)?;
+            Ok::<_, activations::Error>(rows)
+        };
+        let before = read(0).unwrap();
+        // Everything of the other hook, the headers of its pages included.
+        for shard in 0..4 {
+            let path = dir.path().join(format!("acts-{shard:05}.parquet"));
+            let mut bytes = std::fs::read(&path).unwrap();
+            let footer = SerializedFileReader::new(std::fs::File::open(&path).unwrap()).unwrap();
+            for group in footer.metadata().row_groups() {
+                let column = group
+                    .columns()
+                    .iter()
+                    .find(|c| c.column_path().parts() == [HOOKS[1].0])
+                    .unwrap();
+                let (start, length) = column.byte_range();
+                bytes[start as usize..(start + length) as usize].fill(0xff);
+            }
+            std::fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(read(0).unwrap(), before);
+        assert!(read(1).is_err());
+    }
+}

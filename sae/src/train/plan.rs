@@ -186,7 +186,7 @@ impl TrainPlan {
             let rows = (self.batch as u64).checked_mul(self.d_in as u64)?.checked_mul(4)?;
             let slots = (self.config.sae.k + self.aux_k) as u64;
             let codes = (self.batch as u64).checked_mul(slots)?.checked_mul(8)?;
-            let row_bytes = (self.d_in * acts.dtype().size()) as u64 + 16;
+            let row_bytes = acts.dtype().row_bytes(self.d_in) as u64 + 16;
             let data = acts.n_rows().checked_mul(row_bytes)?;
             // Parameters, two moments, a gradient; about eight arrays of a batch's rows between reading and the
             // gradient of the reconstruction; codes with their gradients.

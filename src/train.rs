@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use activations::{ActDtype, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
 use sae::config::{RUN_TOML, RunConfig};
-use sae::train::{RunSummary, TrainPlan};
+use sae::train::{COPY, RunSummary, TrainPlan};
 
 use crate::bars::{Bars, count};
 use crate::{interrupt, limits};
@@ -134,7 +134,11 @@ pub fn train(
 ) -> anyhow::Result<(Outcome, Option<RunSummary>)> {
     let plan: TrainPlan = sae::train::plan(config)?;
     eprintln!("{plan}");
-    limits::check(out, plan.disk_bytes, plan.memory_bytes)?;
+    // What an earlier call copied already has its place.
+    let copied =
+        [COPY.to_owned(), format!("{COPY}.tmp")].map(|name| std::fs::metadata(out.join(name)).map_or(0, |m| m.len()));
+    let copied = copied.iter().sum::<u64>().min(plan.copy_bytes);
+    limits::check(out, plan.disk_bytes - copied, plan.memory_bytes)?;
     sae::kernels::keep_freed_memory();
     Ok(sae::train::run(config, out, resume, progress, stop)?)
 }

@@ -214,7 +214,11 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
     let tokens = tokens.div_ceil(options.part.of as u64);
     let rows = (tokens as f64 * rows_per_token).ceil() as u64;
     let widths: usize = recorder.hooks().iter().map(|(_, width)| width).sum();
-    let row_bytes: usize = recorder.hooks().iter().map(|&(_, width)| options.dtype.row_bytes(width)).sum();
+    let row_bytes: usize = recorder
+        .hooks()
+        .iter()
+        .map(|&(_, width)| options.dtype.row_bytes(width))
+        .sum();
     // Context, position and token beside each row; the token ids of the contexts.
     let disk_bytes = rows * (row_bytes + 12) as u64 + tokens * 4;
     Ok(Estimate {

@@ -43,8 +43,8 @@ use crate::config::RunConfig;
 use crate::dictionary::{DictionaryCard, HeldOut};
 use crate::error::{Error, Result};
 
-/// The copy of activations that cannot be read in place: see [`Activations::prepare`].
-const COPY: &str = "acts.safetensors";
+/// In a run's directory, the copy of activations that cannot be read in place: see [`Activations::prepare`].
+pub const COPY: &str = "acts.safetensors";
 
 /// What came out of a run: `summary.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

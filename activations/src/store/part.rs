@@ -50,7 +50,8 @@ impl Part {
 
     /// How many of the first `shards` shards belong to this part.
     fn share(self, shards: u64) -> u64 {
-        (shards + self.of as u64 - self.number as u64) / self.of as u64
+        let (of, number) = (self.of as u64, self.number as u64);
+        shards / of + u64::from(shards % of >= number)
     }
 
     /// Its manifest.

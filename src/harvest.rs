@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use activations::corpus::{Format, InvalidUtf8, Reading};
+use activations::corpus::{Format, InvalidUtf8, Layout, Reading};
 use activations::harvest::{self, HarvestOptions, HarvestReport};
 use activations::hub::{Hub, ModelDir};
 use activations::store::Part;
@@ -20,6 +20,7 @@ Examples:
   sae harvest --model stories15M/ --text stories.txt --hook blocks.3.hook_resid_post --tokens 1M --out acts/
   sae harvest --model stories15M/ --text books/ --hook blocks.2.hook_mlp_out --hook blocks.3.hook_resid_post --out acts/
   sae harvest --model DIR --text 'crawl/*.jsonl.zst' --field content --skip-bad --hook blocks.3.hook_resid_post --out acts/
+  zcat dump.gz | sae harvest --model DIR --text - --format jsonl --documents truncate --context 256 --seed 1 --hook … --out acts/
   sae harvest … --out acts/ --shard 2/5   # the second of five processes, on any machines, that fill one directory
   sae harvest --model EleutherAI/pythia-70m --text books/ --hook 'blocks.*.hook_resid_post' --out acts/
   sae harvest … --out acts/ --resume      # after Ctrl-C, a crash or kill -9: the same bytes as if never stopped
@@ -48,6 +49,9 @@ pub struct Args {
     /// cpu, cuda[:i] or vulkan[:i]
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
+    /// Shuffle the documents with this seed (default: the order of the files)
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Continue an unfinished store in --out
     #[arg(long)]
     resume: bool,
@@ -81,6 +85,9 @@ pub struct Text {
     /// The field of .jsonl and .json, or the column of .csv and .parquet, that is the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
+    /// How documents become contexts
+    #[arg(long, value_name = "HOW", default_value = "pack")]
+    documents: Documents,
     /// Leave out records that are broken or whose field is no string, and count them, instead of stopping
     #[arg(long)]
     skip_bad: bool,
@@ -117,6 +124,18 @@ impl From<TextFormat> for Format {
             TextFormat::Parquet => Self::Parquet,
         }
     }
+}
+
+/// [`Layout`] as a flag.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Documents {
+    /// One after the other, BOS between them, cut into contexts of --context tokens
+    #[default]
+    Pack,
+    /// A context a document, from its beginning; what does not fit is left out
+    Truncate,
+    /// As many contexts as a document needs, each of this document alone
+    Split,
 }
 
 /// [`InvalidUtf8`] as a flag.
@@ -161,6 +180,12 @@ impl Text {
                     Invalid::Replace => InvalidUtf8::Replace,
                 },
                 separator: self.separator.clone(),
+                seed: None,
+            },
+            layout: match self.documents {
+                Documents::Pack => Layout::Pack,
+                Documents::Truncate => Layout::Truncate,
+                Documents::Split => Layout::Split,
             },
             ..HarvestOptions::new(&model.path, self.paths.clone(), String::new())
         }
@@ -174,7 +199,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let progress = Bars::default();
     let model = Hub::from_env().find(&args.model, &progress)?;
-    let options = HarvestOptions {
+    let mut options = HarvestOptions {
         dtype: args.dtype,
         keep_special: args.keep_special,
         device: args.device,
@@ -182,6 +207,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         contexts_per_shard: args.contexts_per_file,
         ..args.text.options(&model, args.hooks.clone())
     };
+    options.reading.seed = args.seed;
     let stop = interrupt::listen()?;
     let (outcome, report) = harvest(&options, &args.out, args.resume, &progress, &stop)?;
     if outcome == Outcome::Finished {

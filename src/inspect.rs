@@ -148,6 +148,14 @@ fn store(path: &Path) -> anyhow::Result<Facts> {
         "special tokens",
         if spec.skip_special { "have no rows" } else { "have rows" },
     );
+    for (what, n) in [
+        ("bad records left out", manifest.text.bad_records),
+        ("sequences not UTF-8", manifest.text.replaced),
+    ] {
+        if n > 0 {
+            facts.number(what, n);
+        }
+    }
     facts.number("shards", manifest.shards.len() as u64);
     facts.size(manifest.bytes());
     facts.detail("manifest", serde_json::to_value(manifest)?);

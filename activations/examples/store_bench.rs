@@ -162,6 +162,7 @@ fn write(dir: &Path, arguments: &Arguments, dtype: ActDtype) -> Result<()> {
                 index,
                 document: index,
                 tokens: vec![5; ROWS],
+                ..Context::default()
             })
             .collect();
         let row = |i: usize| RowRef {

@@ -8,6 +8,10 @@
 //! 3. This stream is cut into contexts of the length asked for. Each context begins with BOS, which counts as one of
 //!    its tokens. The last may be shorter.
 //!
+//! Or one document a context ([`Layout::Truncate`], [`Layout::Split`]): then no context holds tokens of two, and each
+//! has around its tokens what the model's tokenizer puts around a text. With a seed, documents come in another order
+//! (`order`). Every token knows its document and where it is in it ([`Spans`](crate::context::Spans)).
+//!
 //! This is how the story models were trained and what SAELens does by default. Long documents are tokenised in pieces
 //! cut at line breaks, many pieces at once, in memory that does not grow with the files; the pieces depend on the text
 //! alone, so that neither the number of threads nor the place where a run resumes changes a token.
@@ -16,6 +20,7 @@ mod documents;
 mod files;
 mod format;
 mod input;
+mod order;
 mod pack;
 mod pieces;
 mod spool;
@@ -23,17 +28,19 @@ mod spool;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
+use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use self::files::TextFile;
 pub use self::format::Format;
+use self::order::Ordered;
 use self::pack::Packer;
 use self::pieces::{Piece, Pieces};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fingerprint::fingerprint;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Encoded, Tokenizer};
 
 /// What to do about bytes that are not UTF-8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,10 +68,35 @@ pub struct Reading {
     /// A line that separates documents within a text, compared without white space around it. It belongs to no
     /// document, nor does the line break before it.
     pub separator: Option<String>,
+    /// Shuffles files, row groups and documents, the last within a window of some mebibytes; they come in the order of the files if absent.
+    pub seed: Option<u64>,
+}
+
+/// How documents become contexts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Documents follow each other, and this stream is cut into contexts.
+    #[default]
+    Pack,
+    /// A context a document, from its beginning; what does not fit is left out.
+    Truncate,
+    /// As many contexts as a document needs, each of this document alone.
+    Split,
+}
+
+impl Layout {
+    /// As it is recorded.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::Truncate => "truncate",
+            Self::Split => "split",
+        }
+    }
 }
 
 impl Default for Reading {
-    /// The field `text`, nothing skipped, nothing replaced, no separator.
+    /// The field `text`, nothing skipped, nothing replaced, no separator, the order of the files.
     fn default() -> Self {
         Self {
             format: None,
@@ -72,6 +104,7 @@ impl Default for Reading {
             skip_bad: false,
             invalid_utf8: InvalidUtf8::Refuse,
             separator: None,
+            seed: None,
         }
     }
 }
@@ -85,6 +118,13 @@ pub struct CorpusOptions {
     pub bos: Option<u32>,
     /// Token that stands between documents if there is no `bos`.
     pub eos: Option<u32>,
+    /// How documents become contexts.
+    pub layout: Layout,
+    /// Special tokens at the beginning of each context, where no context has two documents; `bos` and `eos` are then
+    /// not looked at.
+    pub before: Vec<u32>,
+    /// And at its end.
+    pub after: Vec<u32>,
     /// How documents are found in the files.
     pub reading: Reading,
 }
@@ -107,7 +147,11 @@ impl Corpus {
     /// When a path does not exist, a pattern matches nothing, a directory has no texts or several kinds of them,
     /// everything is empty, or the options make no sense.
     pub fn open(paths: &[PathBuf], tokenizer: &Tokenizer, options: CorpusOptions) -> Result<Self> {
-        let smallest = if options.bos.is_some() { 2 } else { 1 };
+        let special = match options.layout {
+            Layout::Pack => usize::from(options.bos.is_some()),
+            Layout::Truncate | Layout::Split => options.before.len() + options.after.len(),
+        };
+        let smallest = special + 1;
         if options.context < smallest {
             return Err(Error::Invalid(format!(
                 "a context of {} tokens is too short: {smallest} are the least",
@@ -149,11 +193,17 @@ impl Corpus {
     /// The contexts from number `first` on, the same as those of [`Corpus::contexts`]. What comes before is read and
     /// tokenised again, which is fast beside running a model.
     pub fn contexts_from(&self, first: u64) -> Contexts {
+        let reading = &self.options.reading;
+        let mut files = self.files.clone();
+        if let Some(seed) = reading.seed {
+            files.shuffle(&mut order::generator(seed, u64::MAX - 1));
+        }
         Contexts {
             corpus: self.clone(),
-            pieces: Pieces::new(&self.files, &self.options.reading),
+            pieces: Ordered::new(Pieces::new(&files, reading), reading.seed),
             packer: Packer::new(&self.options),
             first,
+            passed: 0,
             ready: VecDeque::new(),
             error: None,
             ended: false,
@@ -198,6 +248,15 @@ impl Corpus {
         let mut settings = BTreeMap::new();
         let mut set = |key: &str, value: String| settings.insert(key.to_owned(), value);
         set("invalid_utf8", format!("{:?}", reading.invalid_utf8).to_lowercase());
+        if self.options.layout != Layout::Pack {
+            let shown = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+            set("documents", self.options.layout.name().into());
+            set("before", shown(&self.options.before));
+            set("after", shown(&self.options.after));
+        }
+        if let Some(seed) = reading.seed {
+            set("seed", seed.to_string());
+        }
         if let Some(separator) = &reading.separator {
             set("separator", separator.clone());
         }
@@ -226,9 +285,11 @@ impl Corpus {
 /// The contexts of a [`Corpus`]. After an error there are no more.
 pub struct Contexts {
     corpus: Corpus,
-    pieces: Pieces,
+    pieces: Ordered,
     packer: Packer,
     first: u64,
+    /// Contexts before `first` that were passed over.
+    passed: u64,
     ready: VecDeque<Context>,
     error: Option<Error>,
     ended: bool,
@@ -242,12 +303,12 @@ const PIECES_AT_ONCE: usize = 4096;
 impl Contexts {
     /// Invalid sequences replaced so far.
     pub fn replaced(&self) -> u64 {
-        self.pieces.tally().replaced
+        self.pieces.pieces().tally().replaced
     }
 
     /// Records left out so far because they were broken, or held no string.
     pub fn bad_records(&self) -> u64 {
-        self.pieces.tally().bad
+        self.pieces.pieces().tally().bad
     }
 
     /// Bytes of the files that the contexts so far were made of, give or take a few pieces read ahead.
@@ -258,6 +319,25 @@ impl Contexts {
     /// Tokens of all contexts packed so far, those skipped included.
     pub fn tokens_packed(&self) -> u64 {
         self.packer.tokens()
+    }
+
+    /// Passes over the contexts before the first one asked for, and says how many tokens they hold: 0 if that was done.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn pass(&mut self) -> Result<u64> {
+        let mut tokens = 0;
+        while self.passed < self.first {
+            match self.ready.pop_front() {
+                Some(context) => {
+                    tokens += context.tokens.len() as u64;
+                    self.passed += 1;
+                }
+                None if self.ended => break,
+                None => self.advance()?,
+            }
+        }
+        Ok(tokens)
     }
 
     /// Reads, tokenises and packs the next pieces.
@@ -281,18 +361,15 @@ impl Contexts {
             }
         }
         let tokenizer = &self.corpus.tokenizer;
-        let encode = |piece: &Piece| match piece.starts {
-            true => tokenizer.encode(&piece.text),
-            false => tokenizer.encode_continuation(&piece.text),
-        };
-        let ids: Vec<Vec<u32>> = pieces.par_iter().map(encode).collect::<Result<_>>()?;
-        for (piece, ids) in pieces.iter().zip(ids) {
-            self.packer.push(piece.starts, piece.document, &ids, &mut self.ready);
+        let encode = |piece: &Piece| tokenizer.encode_with_spans(&piece.text, !piece.starts);
+        let encoded: Vec<Encoded> = pieces.par_iter().map(encode).collect::<Result<_>>()?;
+        for (piece, encoded) in pieces.iter().zip(&encoded) {
+            self.packer.push(piece, encoded, &mut self.ready);
         }
         if self.ended && self.error.is_none() {
             self.packer.finish(&mut self.ready);
             if self.packer.tokens() == 0 {
-                let first_bad = self.pieces.tally().first_bad.as_deref();
+                let first_bad = self.pieces.pieces().tally().first_bad.as_deref();
                 self.error = Some(nothing_in(&self.corpus.files, first_bad));
             }
         }
@@ -305,10 +382,12 @@ impl Iterator for Contexts {
 
     fn next(&mut self) -> Option<Result<Context>> {
         loop {
-            while let Some(context) = self.ready.pop_front() {
-                if context.index >= self.first {
-                    return Some(Ok(context));
-                }
+            if let Err(e) = self.pass() {
+                self.ended = true;
+                return Some(Err(e));
+            }
+            if let Some(context) = self.ready.pop_front() {
+                return Some(Ok(context));
             }
             if self.ended {
                 return self.error.take().map(Err);

@@ -20,7 +20,7 @@ use self::recorder::Recorder;
 pub use self::run::{HarvestReport, run};
 pub use self::stream::ContextStream;
 use crate::context::Context;
-use crate::corpus::{Corpus, CorpusOptions, Reading};
+use crate::corpus::{Corpus, CorpusOptions, Layout, Reading};
 use crate::device::Device;
 use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
@@ -43,6 +43,8 @@ pub struct HarvestOptions {
     pub text: Vec<PathBuf>,
     /// How documents are found in the files.
     pub reading: Reading,
+    /// How documents become contexts.
+    pub layout: Layout,
     /// Names of the hooks, such as `blocks.3.hook_resid_post`, or `blocks.*.hook_resid_post` for every block.
     pub hooks: Vec<String>,
     /// How many tokens the model should read, special tokens included: whole contexts are taken from the beginning of
@@ -72,6 +74,7 @@ impl HarvestOptions {
             model_name: None,
             text,
             reading: Reading::default(),
+            layout: Layout::Pack,
             hooks: vec![hook.into()],
             tokens: None,
             context: None,
@@ -164,16 +167,32 @@ pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
             "0 tokens are asked for: there is nothing to harvest".into(),
         ));
     }
+    let (mut before, after) = match options.layout {
+        Layout::Pack => (Vec::new(), Vec::new()),
+        Layout::Truncate | Layout::Split => tokenizer.around()?,
+    };
+    if options.layout != Layout::Pack && before.is_empty() {
+        before.extend(config.bos);
+    }
+    let special = [&before[..], &after[..]].concat();
     let corpus = CorpusOptions {
         context,
         bos: config.bos,
         eos: config.eos.first().copied(),
+        layout: options.layout,
+        before,
+        after,
         reading: options.reading.clone(),
     };
     let corpus = Corpus::open(&options.text, &tokenizer, corpus)?;
     let skipped = match options.keep_special {
         true => Vec::new(),
-        false => config.bos.into_iter().chain(config.eos.iter().copied()).collect(),
+        false => config
+            .bos
+            .into_iter()
+            .chain(config.eos.iter().copied())
+            .chain(special)
+            .collect(),
     };
     let model = Transformer::load(&options.model, &options.device.open()?)?;
     let recorder = Recorder::new(model, hooks, skipped, context, options.device)?;
@@ -205,7 +224,11 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
         ((corpus.bytes() as f64 * per_byte) as u64).max(sampled)
     };
     let (tokens_per_second, rows_per_token) = measure(recorder, &sample)?;
-    let context = corpus.options().context as u64;
+    // Documents of their own are shorter than contexts are at most.
+    let context = match options.layout {
+        Layout::Pack => corpus.options().context as u64,
+        Layout::Truncate | Layout::Split => (sampled / sample.len().max(1) as u64).max(1),
+    };
     // A limit takes whole contexts.
     let tokens = options
         .tokens
@@ -219,8 +242,8 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
         .iter()
         .map(|&(_, width)| options.dtype.row_bytes(width))
         .sum();
-    // Context, position and token beside each row; the token ids of the contexts.
-    let disk_bytes = rows * (row_bytes + 12) as u64 + tokens * 4;
+    // Context, position and token beside each row; the token ids of the contexts and their places in the text.
+    let disk_bytes = rows * (row_bytes + 12) as u64 + tokens * 6;
     Ok(Estimate {
         contexts: tokens.div_ceil(context),
         tokens,
@@ -261,6 +284,10 @@ fn memory(recorder: &Recorder, corpus: &Corpus, widths: usize) -> u64 {
     let per_token =
         8 * config.d_model + 2 * config.d_q() + 2 * config.d_kv() + 4 * config.d_mlp + config.n_heads * context;
     let batches = 5 * recorder.batch() * context * widths;
-    let fixed = 96 << 20;
+    let shuffled = match corpus.options().reading.seed {
+        Some(_) => 64 << 20,
+        None => 0,
+    };
+    let fixed = (96 << 20) + shuffled;
     4 * (recorder.model().num_parameters() + (in_flight * per_token + batches) as u64) + fixed
 }

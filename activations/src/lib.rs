@@ -23,7 +23,7 @@ pub mod source;
 pub mod store;
 pub mod tokenizer;
 
-pub use context::{Context, ContextBatch, ContextSource, RowRef};
+pub use context::{Context, ContextBatch, ContextSource, DocumentRef, RowRef, Spans};
 pub use device::Device;
 pub use dtype::ActDtype;
 pub use error::{Error, Result};

@@ -19,6 +19,7 @@
 //! ```
 
 mod columns;
+mod context_table;
 mod contexts;
 mod manifest;
 mod part;
@@ -35,7 +36,9 @@ use sha2::{Digest, Sha256};
 
 pub use self::contexts::StoreContexts;
 pub(crate) use self::manifest::is_store;
-pub use self::manifest::{FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, VERSION, state};
+pub use self::manifest::{
+    FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts, VERSION, state,
+};
 pub use self::part::Part;
 pub use self::spec::{CorpusRef, HookSpec, ModelRef, StoreSpec};
 pub use self::writer::StoreWriter;

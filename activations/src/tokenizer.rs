@@ -5,11 +5,13 @@
 //! adds special tokens, and text that merely looks like one (`</s>` in a web page) stays text: contexts get their
 //! special tokens from [`crate::corpus`], by id.
 
+mod spans;
 mod spelling;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::spans::Encoded;
 use self::spelling::Spelling;
 use crate::error::{Error, Result};
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use activations::corpus::{InvalidUtf8, Reading};
+use activations::corpus::{InvalidUtf8, Layout, Reading};
 use activations::harvest::{ContextStream, HarvestOptions, HarvestPlan, plan, run};
 use activations::hooks::{HookPoint, Record};
 use activations::model::Transformer;
@@ -211,6 +211,75 @@ fn a_stopped_harvest_resumes_to_the_same_bytes_whatever_the_threads() {
         .unwrap();
     assert_eq!(outcome, Outcome::Finished);
     assert!(files(whole.path()) == files(parts.path()), "the files differ");
+}
+
+#[test]
+fn shuffled_documents_of_their_own_resume_to_the_same_bytes_with_their_counts() {
+    // Lengths differ, so that contexts do not have as many tokens as they may.
+    let text = tempfile::tempdir().unwrap();
+    let line = |n: usize| match n % 50 {
+        7 => "broken\n".to_owned(),
+        _ => format!("{{\"text\": \"{}in the rain {n}\"}}\n", "the hound ran ".repeat(n % 9)),
+    };
+    fs::write(text.path().join("a.jsonl"), (0..2600).map(line).collect::<String>()).unwrap();
+    for layout in [Layout::Truncate, Layout::Split] {
+        let options = HarvestOptions {
+            reading: Reading {
+                skip_bad: true,
+                seed: Some(5),
+                ..Reading::default()
+            },
+            layout,
+            tokens: Some(33_000),
+            contexts_per_shard: Some(250),
+            ..options(&text)
+        };
+        let whole = tempfile::tempdir().unwrap();
+        let (_, report) = run(&planned(&options), whole.path(), false, &Silent, &Stop::new()).unwrap();
+        let manifest = report.manifest.unwrap();
+        assert_eq!((manifest.text.bad_records, report.bad_records), (52, 52));
+        assert!((33_000..33_016).contains(&manifest.n_tokens), "{}", manifest.n_tokens);
+        let settings = &manifest.spec.corpus.settings;
+        assert_eq!(
+            (settings["documents"].as_str(), settings["seed"].as_str()),
+            (layout.name(), "5")
+        );
+
+        let parts = tempfile::tempdir().unwrap();
+        let stop = Stop::new();
+        let progress = StopAfter {
+            after: 16_000,
+            done: AtomicU64::new(0),
+            stop: stop.clone(),
+        };
+        let (outcome, _) = run(&planned(&options), parts.path(), false, &progress, &stop).unwrap();
+        assert_eq!(outcome, Outcome::Stopped);
+        let (outcome, _) = run(&planned(&options), parts.path(), true, &Silent, &Stop::new()).unwrap();
+        assert_eq!(outcome, Outcome::Finished);
+        assert!(files(whole.path()) == files(parts.path()), "the files differ");
+        // Every document is in contexts of its own.
+        let store = Store::open(whole.path()).unwrap();
+        let contexts = drain(&mut store.contexts(HOOK).unwrap()).contexts;
+        assert!(
+            contexts
+                .iter()
+                .all(|c| c.spans.documents.len() == 1 && c.tokens[0] == 1)
+        );
+        let again = planned(&HarvestOptions {
+            reading: Reading {
+                seed: Some(6),
+                ..options.reading.clone()
+            },
+            ..options.clone()
+        });
+        let stop = Stop::new();
+        stop.request();
+        let other = tempfile::tempdir().unwrap();
+        let (outcome, _) = run(&again, other.path(), false, &Silent, &stop).unwrap();
+        assert_eq!(outcome, Outcome::Stopped);
+        let refused = run(&planned(&options), other.path(), true, &Silent, &Stop::new());
+        assert_says(&refused.unwrap_err().to_string(), &["corpus.settings.seed"]);
+    }
 }
 
 #[test]

@@ -73,6 +73,7 @@ impl ContextSource for Synthetic {
                 index: self.next,
                 document: self.next / 8,
                 tokens: (0..CONTEXT).map(|_| self.rng.random_range(0..D_VOCAB as u32)).collect(),
+                ..Context::default()
             });
             self.next += 1;
         }

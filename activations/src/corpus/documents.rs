@@ -16,6 +16,7 @@ use std::path::Path;
 use super::files::TextFile;
 use super::format::Format;
 use super::input::Input;
+use super::order::generator;
 use super::{InvalidUtf8, Reading};
 use crate::error::{Error, Result};
 
@@ -39,22 +40,24 @@ pub(super) trait Documents: Send {
     fn read(&mut self, text: &mut String, tally: &mut Tally) -> Result<Read>;
 
     /// Which record of the file the text read last is of, from 0: a line, a row, an element.
-    #[allow(dead_code)]
     fn record(&self) -> u64;
 
     /// Bytes of the file that were used up, about, if `waiting` bytes of the text given out have not been.
     fn bytes_used(&self, waiting: u64) -> u64;
 }
 
-/// Opens a file as what it is.
-pub(super) fn open(file: &TextFile, reading: &Reading) -> Result<Box<dyn Documents>> {
+/// Opens a file, the `nth` of its corpus, as what it is.
+pub(super) fn open(file: &TextFile, reading: &Reading, nth: u64) -> Result<Box<dyn Documents>> {
     let field = reading.field.as_str();
     Ok(match file.format() {
         Format::Txt => Box::new(plain::Plain::new(Input::open(file)?)),
         Format::Jsonl => Box::new(json::Lines::new(Input::open(file)?, field)),
         Format::Json => json::open(file, field)?,
         Format::Csv => Box::new(csv::Csv::open(Input::open(file)?, field)?),
-        Format::Parquet => Box::new(parquet::Parquet::open(file, field)?),
+        Format::Parquet => {
+            let order = reading.seed.map(|seed| generator(seed, nth));
+            Box::new(parquet::Parquet::open(file, field, order)?)
+        }
     })
 }
 

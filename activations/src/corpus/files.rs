@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 pub(super) struct TextFile {
     /// As people know it.
     label: PathBuf,
+    /// As the store knows it, see [`name_all`].
+    name: Arc<str>,
     format: Format,
     /// Its bytes, where they came through a pipe.
     spool: Option<Arc<Spool>>,
@@ -41,6 +43,7 @@ impl TextFile {
             ));
         }
         Ok(Self {
+            name: label.to_string_lossy().into(),
             label,
             format,
             spool: spool.map(Arc::new),
@@ -50,6 +53,11 @@ impl TextFile {
     /// The file, as people know it.
     pub(super) fn label(&self) -> &Path {
         &self.label
+    }
+
+    /// Its name for the store.
+    pub(super) fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
     }
 
     /// Where its bytes are.
@@ -85,7 +93,40 @@ pub(super) fn find(paths: &[PathBuf], format: Option<Format>) -> Result<Vec<Text
             files.append(&mut named(path, format)?);
         }
     }
+    name_all(&mut files);
     Ok(files)
+}
+
+/// Names files by their paths below the deepest folder that they have in common, so that names depend neither on how
+/// paths were written nor on where the folder is. Pipes keep their names.
+fn name_all(files: &mut [TextFile]) {
+    let absolute = |file: &TextFile| {
+        let parent = match file.label.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return None,
+        };
+        // Only the folder: a file that is a link is called what the link is.
+        let parent = parent.canonicalize().ok().filter(|_| file.spool.is_none())?;
+        Some((parent, file.label.file_name()?.to_owned()))
+    };
+    let paths: Vec<_> = files.iter().map(absolute).collect();
+    let mut common: Option<PathBuf> = None;
+    for (parent, _) in paths.iter().flatten() {
+        let common = common.get_or_insert_with(|| parent.clone());
+        while !parent.starts_with(&*common) {
+            common.pop();
+        }
+    }
+    for (file, path) in files.iter_mut().zip(paths) {
+        if let (Some((parent, name)), Some(common)) = (path, &common)
+            && let Ok(below) = parent.strip_prefix(common)
+        {
+            let path = below.join(name);
+            let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+            file.name = parts.join("/").into();
+        }
+    }
 }
 
 fn is_stdin(path: &Path) -> bool {

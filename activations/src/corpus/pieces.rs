@@ -5,6 +5,7 @@
 //! lines, before a space.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::Reading;
 use super::documents::{self, Documents, Read, Tally};
@@ -23,6 +24,12 @@ pub(super) struct Piece {
     pub document: u64,
     /// Whether the document starts here.
     pub starts: bool,
+    /// The name of its file.
+    pub file: Arc<str>,
+    /// Which record of the file it is of.
+    pub record: u64,
+    /// Code points of the record's text before it.
+    pub offset: u64,
 }
 
 /// The pieces of some files in order.
@@ -34,6 +41,12 @@ pub(super) struct Pieces {
     text: String,
     in_document: bool,
     documents: u64,
+    /// Files opened.
+    opened: u64,
+    /// The name of the present one.
+    file: Arc<str>,
+    /// Code points of the present record before `text`.
+    offset: u64,
     tally: Tally,
     /// Bytes of the files before the present one.
     bytes: u64,
@@ -48,6 +61,9 @@ impl Pieces {
             text: String::new(),
             in_document: false,
             documents: 0,
+            opened: 0,
+            file: "".into(),
+            offset: 0,
             tally: Tally::new(reading),
             bytes: 0,
         }
@@ -69,14 +85,18 @@ impl Pieces {
                 let Some(file) = self.files.pop_front() else {
                     return Ok(None);
                 };
-                self.lines = Some(Lines::new(documents::open(&file, &self.reading)?));
+                self.lines = Some(Lines::new(documents::open(&file, &self.reading, self.opened)?));
+                self.opened += 1;
+                self.file = file.name();
                 continue;
             };
             let line = match lines.next(&mut self.tally)? {
                 Part::Line(line) => line,
                 Part::End => {
-                    if let Some(piece) = self.end_document() {
-                        return Ok(Some(piece));
+                    let piece = self.end_document();
+                    self.offset = 0;
+                    if piece.is_some() {
+                        return Ok(piece);
                     }
                     continue;
                 }
@@ -87,8 +107,11 @@ impl Pieces {
                 }
             };
             if line.whole && self.reading.separator.as_deref().map(str::trim) == Some(line.text.trim()) {
-                if let Some(piece) = self.end_document() {
-                    return Ok(Some(piece));
+                let length = code_points(line.text);
+                let piece = self.end_document();
+                self.offset += length;
+                if piece.is_some() {
+                    return Ok(piece);
                 }
                 continue;
             }
@@ -107,19 +130,25 @@ impl Pieces {
     /// The rest of the document.
     fn end_document(&mut self) -> Option<Piece> {
         let mut text = std::mem::take(&mut self.text);
+        let length = text.len();
         if self.reading.separator.is_some() && text.ends_with('\n') {
             text.pop();
             if text.ends_with('\r') {
                 text.pop();
             }
         }
+        // A line break is as many code points as bytes.
+        let cut = (length - text.len()) as u64;
         let piece = self.piece(text);
+        self.offset += cut;
         self.in_document = false;
         piece
     }
 
     /// `text` as the next piece; nothing if it is empty, or white space that no document has begun with.
     fn piece(&mut self, text: String) -> Option<Piece> {
+        let offset = self.offset;
+        self.offset += code_points(&text);
         if text.is_empty() || (!self.in_document && text.trim().is_empty()) {
             return None;
         }
@@ -130,6 +159,9 @@ impl Pieces {
             text,
             document: self.documents - 1,
             starts,
+            file: Arc::clone(&self.file),
+            record: self.lines.as_ref().map_or(0, |lines| lines.documents.record()),
+            offset,
         })
     }
 }
@@ -140,6 +172,10 @@ impl Iterator for Pieces {
     fn next(&mut self) -> Option<Result<Piece>> {
         self.read().transpose()
     }
+}
+
+fn code_points(text: &str) -> u64 {
+    text.chars().count() as u64
 }
 
 /// Whether `text` is long enough and its last line break stands alone, with no white space around it.

@@ -1,5 +1,7 @@
 mod damage;
 mod formats;
+mod layouts;
+mod spans;
 
 use std::fs;
 
@@ -16,6 +18,9 @@ fn options(context: usize) -> CorpusOptions {
         context,
         bos: Some(BOS),
         eos: Some(2),
+        layout: Layout::Pack,
+        before: Vec::new(),
+        after: Vec::new(),
         reading: Reading::default(),
     }
 }

@@ -38,11 +38,10 @@ impl Batches {
     /// `tokens` tokens.
     pub(super) fn start(corpus: &Corpus, size: usize, first: u64, tokens: Option<u64>) -> Self {
         let first = first - first % size as u64;
-        let before = first * corpus.options().context as u64;
         let mut taker = Taker {
             contexts: corpus.contexts_from(first),
             size,
-            left: tokens.map_or(u64::MAX, |t| t.saturating_sub(before)),
+            left: tokens.unwrap_or(u64::MAX),
         };
         let (sender, receiver) = sync_channel(AHEAD);
         let thread = std::thread::spawn(move || {
@@ -89,6 +88,8 @@ struct Taker {
 
 impl Taker {
     fn next(&mut self) -> Result<Batch> {
+        // The first time, those before the first batch count as well.
+        self.left = self.left.saturating_sub(self.contexts.pass()?);
         let mut contexts = Vec::new();
         while contexts.len() < self.size && self.left > 0 {
             match self.contexts.next().transpose()? {

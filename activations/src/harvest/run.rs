@@ -13,7 +13,7 @@ use crate::context::{Context, RowRef};
 use crate::error::{Error, Result};
 use crate::model::Transformer;
 use crate::progress::{Outcome, Progress, Stop};
-use crate::store::{self, CorpusRef, HookSpec, ModelRef, Part, StoreManifest, StoreSpec, StoreWriter};
+use crate::store::{self, CorpusRef, HookSpec, ModelRef, Part, StoreManifest, StoreSpec, StoreWriter, TextCounts};
 
 /// What a harvest did.
 #[derive(Clone, Debug, Serialize)]
@@ -87,7 +87,7 @@ pub fn run(
         manifest: None,
         waiting: Vec::new(),
     };
-    let ((outcome, n_contexts), writer) = std::thread::scope(|scope| {
+    let ((outcome, n_contexts), mut writer) = std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         let writing = scope.spawn(move || write(writer, &receiver));
         let computed = compute(plan, batches, own, progress, stop, &mut report, |done| {
@@ -100,6 +100,10 @@ pub fn run(
         written.and_then(|writer| Ok((computed?, writer)))
     })?;
     if outcome == Outcome::Finished {
+        writer.count_text(TextCounts {
+            replaced: report.replaced,
+            bad_records: report.bad_records,
+        });
         report.manifest = Some(writer.finish_part(n_contexts)?);
         report.waiting = store::waiting(out)?;
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use parquet::basic::{Compression, Encoding, LogicalType, Repetition, Type as PhysicalType};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
@@ -63,9 +63,23 @@ pub(crate) fn acts_properties(spec: &StoreSpec, number: usize) -> WriterProperti
     properties.set_write_batch_size(least).build()
 }
 
-/// How a file of contexts is written.
+/// How a file of contexts is written: what repeats as a dictionary, what ascends as differences, so that the places of
+/// the tokens take less room than their ids.
 pub(crate) fn contexts_properties(spec: &StoreSpec, number: usize) -> WriterProperties {
-    plain(spec, number).build()
+    let column = |path: &str| ColumnPath::new(path.split('.').map(str::to_owned).collect());
+    let mut properties = plain(spec, number);
+    for path in ["documents.list.element", "sources.list.element.file"] {
+        properties = properties.set_column_dictionary_enabled(column(path), true);
+    }
+    for path in [
+        "starts.list.element",
+        "ends.list.element",
+        "sources.list.element.document",
+        "sources.list.element.record",
+    ] {
+        properties = properties.set_column_encoding(column(path), Encoding::DELTA_BINARY_PACKED);
+    }
+    properties.build()
 }
 
 fn plain(spec: &StoreSpec, number: usize) -> WriterPropertiesBuilder {
@@ -97,10 +111,26 @@ fn metadata(spec: &StoreSpec, number: usize) -> Vec<KeyValue> {
 
 /// The schema of a file of contexts.
 pub(crate) fn contexts_schema() -> SchemaRef {
-    let item = Arc::new(Field::new("element", DataType::UInt32, false));
+    let list = |name: &str, of: DataType| {
+        let item = Arc::new(Field::new("element", of, false));
+        Field::new(name, DataType::List(item), false)
+    };
     Arc::new(Schema::new(vec![
         Field::new("context", DataType::UInt64, false),
         Field::new("document", DataType::UInt64, false),
-        Field::new("tokens", DataType::List(item), false),
+        list("tokens", DataType::UInt32),
+        list("documents", DataType::UInt64),
+        list("starts", DataType::UInt64),
+        list("ends", DataType::UInt64),
+        list("sources", DataType::Struct(source_fields())),
     ]))
+}
+
+/// What is said about a document that a context has tokens of.
+pub(crate) fn source_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("document", DataType::UInt64, false),
+        Field::new("file", DataType::Utf8, false),
+        Field::new("record", DataType::UInt64, false),
+    ])
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// What `format` says in manifests, journals and shards.
 pub const FORMAT: &str = "sae-activations";
 /// The version of the format that this library writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Written last.
 pub const MANIFEST: &str = "manifest.json";
 /// Written first, removed once there is a manifest.
@@ -46,6 +46,16 @@ pub struct ShardEntry {
     pub contexts_sha256: String,
     /// Digest of every 64th row of every hook. It tells two stores apart; it does not prove that a file is intact.
     pub sample_sha256: String,
+}
+
+/// What was not taken from a text as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextCounts {
+    /// Invalid UTF-8 sequences that were replaced.
+    pub replaced: u64,
+    /// Records that were left out because they were broken or held no string.
+    pub bad_records: u64,
 }
 
 /// A file that was copied into the store: the model's tokenizer.
@@ -78,6 +88,8 @@ pub struct StoreManifest {
     pub n_tokens: u64,
     /// Activation rows in all.
     pub n_rows: u64,
+    /// What was not taken from the text as it is.
+    pub text: TextCounts,
     /// The shards, in order.
     pub shards: Vec<ShardEntry>,
     /// The other files.
@@ -244,9 +256,13 @@ fn check_format(path: &Path, format: &str, version: u32) -> Result<()> {
         ));
     }
     if version != VERSION {
+        let remedy = match version < VERSION {
+            true => "harvest again",
+            false => "update the program",
+        };
         return Err(Error::bad_file(
             path,
-            format!("says version {version}, and this program reads version {VERSION}: update it"),
+            format!("says version {version}, and this program reads version {VERSION}: {remedy}"),
         ));
     }
     Ok(())
@@ -288,7 +304,7 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 
 impl StoreManifest {
     /// The manifest of a store of these shards and files.
-    pub(crate) fn new(spec: StoreSpec, shards: Vec<ShardEntry>, files: Vec<FileEntry>) -> Self {
+    pub(crate) fn new(spec: StoreSpec, text: TextCounts, shards: Vec<ShardEntry>, files: Vec<FileEntry>) -> Self {
         let sum = |of: fn(&ShardEntry) -> u64| shards.iter().map(of).sum();
         Self {
             format: FORMAT.into(),
@@ -298,6 +314,7 @@ impl StoreManifest {
             n_tokens: sum(|s| s.n_tokens),
             n_rows: sum(|s| s.n_rows),
             spec,
+            text,
             shards,
             files,
         }

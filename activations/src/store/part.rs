@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{FileEntry, Journal, ShardEntry, StoreManifest, read_json};
+use super::manifest::{FileEntry, Journal, ShardEntry, StoreManifest, TextCounts, read_json};
 use super::spec::StoreSpec;
 use crate::error::{Error, Result};
 
@@ -113,6 +113,7 @@ pub(crate) struct PartManifest {
     pub spec: StoreSpec,
     /// Contexts of the whole store: every process reads the text to its end.
     pub n_contexts: u64,
+    pub text: TextCounts,
     /// The part's shards, in order.
     pub shards: Vec<ShardEntry>,
     pub files: Vec<FileEntry>,
@@ -239,7 +240,7 @@ impl Parts {
                     first.part
                 ));
             }
-            if manifest.n_contexts != first.n_contexts || manifest.files != first.files {
+            if (manifest.n_contexts, manifest.text) != (first.n_contexts, first.text) || manifest.files != first.files {
                 return here(format!(
                     "was harvested from another text or model than part {}: harvest one of them again",
                     first.part
@@ -266,7 +267,7 @@ impl Parts {
         }
         shards.sort_by_key(|(number, _)| *number);
         let shards = shards.into_iter().map(|(_, shard)| shard).collect();
-        let merged = StoreManifest::new(first.spec, shards, first.files);
+        let merged = StoreManifest::new(first.spec, first.text, shards, first.files);
         merged.check().map_err(|problem| {
             Error::bad_file(&self.dir, format!("has parts that do not make one store: {problem}"))
         })?;

@@ -7,17 +7,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{UInt32Type, UInt64Type};
 use bytes::Bytes;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, Encoding, Type as PhysicalType};
 use parquet::column::page::Page;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::serialized_reader::SerializedPageReader;
 use sha2::{Digest, Sha256};
 
-use super::columns::{acts_columns, contexts_schema};
+use super::columns::acts_columns;
+use super::context_table::decode_contexts;
 use super::manifest::{FORMAT, ShardEntry, acts_path, contexts_path};
 use super::shard_writer::SAMPLE_KEY;
 use super::spec::StoreSpec;
@@ -28,7 +26,7 @@ use crate::source::hex;
 use crate::source::rows::Run;
 
 /// A result whose error is the problem with a file that the caller names.
-type Checked<T> = std::result::Result<T, String>;
+pub(crate) type Checked<T> = std::result::Result<T, String>;
 
 /// The values of the columns numbered `columns` of shard `number`, as runs of the store's file `number`.
 pub(crate) fn column_runs(
@@ -80,7 +78,7 @@ pub(crate) fn check_length(found: u64, expected: u64) -> Checked<()> {
 }
 
 /// Reads the footer of a Parquet file.
-fn read_footer(file: &Bytes) -> Checked<ParquetMetaData> {
+pub(crate) fn read_footer(file: &Bytes) -> Checked<ParquetMetaData> {
     if !file.starts_with(b"PAR1") {
         return Err("is not a Parquet file".into());
     }
@@ -242,36 +240,6 @@ pub(crate) fn read_contexts(dir: &Path, number: usize, spec: &StoreSpec, entry: 
     }
     let contexts = decode_contexts(file).and_then(|contexts| check_contexts(contexts, spec, entry));
     contexts.map_err(|problem| Error::bad_file(&path, problem))
-}
-
-fn decode_contexts(file: Bytes) -> Checked<Vec<Context>> {
-    read_footer(&file)?;
-    let damaged = |e: String| format!("is a damaged Parquet file: {e}");
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| damaged(e.to_string()))?;
-    let expected = contexts_schema();
-    if builder.schema().fields() != expected.fields() {
-        return Err(format!(
-            "has the columns {:?}, expected {:?}",
-            builder.schema().fields(),
-            expected.fields()
-        ));
-    }
-    let reader = builder.build().map_err(|e| damaged(e.to_string()))?;
-    let mut out = Vec::new();
-    for batch in reader {
-        let batch = batch.map_err(|e| damaged(e.to_string()))?;
-        let index = batch.column(0).as_primitive::<UInt64Type>();
-        let document = batch.column(1).as_primitive::<UInt64Type>();
-        let tokens = batch.column(2).as_list::<i32>();
-        for row in 0..batch.num_rows() {
-            out.push(Context {
-                index: index.value(row),
-                document: document.value(row),
-                tokens: tokens.value(row).as_primitive::<UInt32Type>().values().to_vec(),
-            });
-        }
-    }
-    Ok(out)
 }
 
 /// Whether contexts are the ones that the manifest lists.

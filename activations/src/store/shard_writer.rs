@@ -8,17 +8,15 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::builder::{ListBuilder, UInt32Builder};
-use arrow_array::{RecordBatch, UInt64Array};
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
 use parquet::data_type::{ByteArray, FixedLenByteArray, FixedLenByteArrayType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use sha2::{Digest, Sha256};
 
-use super::columns::{acts_properties, acts_schema, contexts_properties, contexts_schema};
+use super::columns::{acts_properties, acts_schema};
+use super::context_table::encode_contexts;
 use super::manifest::{ShardEntry, acts_path, contexts_path};
 use super::spec::StoreSpec;
 use crate::atomic;
@@ -221,35 +219,6 @@ fn write_column<T: parquet::data_type::DataType>(
         .ok_or_else(|| ParquetError::General("the schema has fewer columns than are written".into()))?;
     column.typed::<T>().write_batch(values, None, None)?;
     column.close()
-}
-
-/// The file of contexts.
-fn encode_contexts(spec: &StoreSpec, number: usize, contexts: &[Context]) -> Result<Vec<u8>> {
-    let schema = contexts_schema();
-    let mut tokens = ListBuilder::new(UInt32Builder::new()).with_field(match schema.field(2).data_type() {
-        arrow_schema::DataType::List(item) => Arc::clone(item),
-        other => unreachable!("tokens are a list, not {other}"),
-    });
-    for context in contexts {
-        tokens.values().append_slice(&context.tokens);
-        tokens.append(true);
-    }
-    let failed = |e: String| Error::Invalid(format!("contexts of shard {number} cannot be encoded: {e}"));
-    let batch = RecordBatch::try_new(
-        Arc::clone(&schema),
-        vec![
-            Arc::new(UInt64Array::from_iter_values(contexts.iter().map(|c| c.index))),
-            Arc::new(UInt64Array::from_iter_values(contexts.iter().map(|c| c.document))),
-            Arc::new(tokens.finish()),
-        ],
-    )
-    .map_err(|e| failed(e.to_string()))?;
-    let mut out = Vec::new();
-    let properties = contexts_properties(spec, number);
-    let mut writer = ArrowWriter::try_new(&mut out, schema, Some(properties)).map_err(|e| failed(e.to_string()))?;
-    let written = writer.write(&batch).and_then(|()| writer.close());
-    written.map_err(|e| failed(e.to_string()))?;
-    Ok(out)
 }
 
 /// A failure to write Parquet is one of the disk, or one of ours.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{
-    FORMAT, FileEntry, JOURNAL, Journal, MANIFEST, ShardEntry, StoreManifest, StoreState, VERSION, shard_number, state,
-    write_json,
+    FORMAT, FileEntry, JOURNAL, Journal, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts, VERSION,
+    shard_number, state, write_json,
 };
 use super::part::{Part, PartManifest, Parts, read_journal};
 use super::shard::survey;
@@ -33,6 +33,7 @@ pub struct StoreWriter {
     spec: Arc<StoreSpec>,
     shards: Vec<ShardEntry>,
     files: Vec<FileEntry>,
+    text: TextCounts,
     open: Option<ShardWriter>,
     next_context: u64,
     /// Keeps other writers away; the system releases it when the process ends, however it ends.
@@ -165,6 +166,7 @@ impl StoreWriter {
             next_context: 0,
             shards: Vec::new(),
             files: Vec::new(),
+            text: TextCounts::default(),
             open: None,
             lock,
         };
@@ -234,6 +236,11 @@ impl StoreWriter {
         Ok(())
     }
 
+    /// What the manifest will say was not taken from the text as it is; of all of the text, not only since a resumption.
+    pub fn count_text(&mut self, text: TextCounts) {
+        self.text = text;
+    }
+
     /// Adds whole contexts. `rows` say which token each activation row belongs to, ordered by context and position;
     /// `acts` has one slice a hook, `[rows, d_in]`. How contexts are grouped into calls changes nothing on the disk.
     ///
@@ -298,6 +305,7 @@ impl StoreWriter {
         }
         let manifest = StoreManifest::new(
             StoreSpec::clone(&self.spec),
+            self.text,
             std::mem::take(&mut self.shards),
             std::mem::take(&mut self.files),
         );
@@ -327,6 +335,7 @@ impl StoreWriter {
         }
         let manifest = StoreManifest::new(
             StoreSpec::clone(&self.spec),
+            self.text,
             std::mem::take(&mut self.shards),
             std::mem::take(&mut self.files),
         );
@@ -337,6 +346,7 @@ impl StoreWriter {
             part: self.part,
             spec: manifest.spec.clone(),
             n_contexts,
+            text: manifest.text,
             shards: manifest.shards.clone(),
             files: manifest.files.clone(),
         };
@@ -372,6 +382,11 @@ impl StoreWriter {
             if n == 0 || n > most {
                 return Err(Error::Invalid(format!(
                     "context {expected} has {n} tokens, expected 1 to {most}"
+                )));
+            }
+            if !context.spans.fit(n) {
+                return Err(Error::Invalid(format!(
+                    "the spans of context {expected} do not fit its {n} tokens"
                 )));
             }
             expected = self.following(expected);

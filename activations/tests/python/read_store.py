@@ -23,6 +23,30 @@ def decode(raw: bytes, dtype: str, n: int) -> np.ndarray:
     return np.frombuffer(raw, {"f16": "<f2", "f32": "<f4"}[dtype]).reshape(n, -1).astype("<f4")
 
 
+def check_spans(store: str, contexts: dict) -> None:
+    """Every token knows its document, and where in it: per context with pyarrow, as tables with polars and DuckDB."""
+    columns = ("tokens", "documents", "starts", "ends", "sources")
+    for tokens, documents, starts, ends, sources in zip(*(contexts[c] for c in columns)):
+        assert len(tokens) == len(documents) == len(starts) == len(ends)
+        assert [s["document"] for s in sources] == list(dict.fromkeys(documents))
+        assert all(start <= end for start, end in zip(starts, ends))
+        assert all(s["file"] and s["record"] >= 0 for s in sources)
+    assert contexts["document"] == [d[0] for d in contexts["documents"]]
+
+    flat = polars.read_parquet(f"{store}/contexts-*.parquet").explode("tokens", "documents", "starts", "ends")
+    rows = duckdb.sql(
+        f"""with tokens as (
+                select context, unnest(range(len(tokens))) as position, unnest(tokens) as token,
+                       unnest(documents) as document, unnest(starts) as start, unnest("ends") as "end"
+                from '{store}/contexts-*.parquet'),
+            sources as (select distinct unnest(sources, recursive := true) from '{store}/contexts-*.parquet')
+            select token, document, start, "end" from tokens join sources using (document)
+            order by context, position"""
+    ).fetchall()
+    assert rows == list(flat.select("tokens", "documents", "starts", "ends").iter_rows())
+    print(f"{len(rows)} tokens of {len(set(flat['documents']))} documents")
+
+
 def main(store: str) -> None:
     manifest = json.load(open(f"{store}/manifest.json"))
     spec, dtype = manifest["spec"], manifest["spec"]["dtype"]
@@ -39,6 +63,8 @@ def main(store: str) -> None:
     assert sum(map(len, contexts["tokens"])) == manifest["n_tokens"]
     for context, position, token in zip(*(keys.column(i).to_pylist() for i in range(3))):
         assert contexts["tokens"][context][position] == token
+
+    check_spans(store, contexts)
 
     for hook in spec["hooks"]:
         name, n = hook["name"], manifest["n_rows"]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use activations::source::{Activations, MixOptions};
 use activations::store::{MANIFEST, Store, StoreWriter};
-use activations::{ActDtype, Context, ContextSource, Result};
+use activations::{ActDtype, Context, ContextSource, Result, Spans};
 use proptest::prelude::*;
 
 use crate::fixture::{HOOKS, context, harvest, npy, spec, store};
@@ -107,7 +107,16 @@ fn missing_truncated_foreign_and_unlisted_files_are_named() {
 #[test]
 fn manifests_that_contradict_themselves_or_come_from_the_future_are_refused() {
     for (from, to, word) in [
-        ("\"version\": 1", "\"version\": 2", "version 2"),
+        (
+            "\"version\": 2",
+            "\"version\": 3",
+            "version 3, and this program reads version 2: update",
+        ),
+        (
+            "\"version\": 2",
+            "\"version\": 1",
+            "version 1, and this program reads version 2: harvest again",
+        ),
         ("\"n_contexts\": 17", "\"n_contexts\": 18", "contradicts"),
         ("\"first_context\": 5", "\"first_context\": 6", "contradicts"),
         ("\"d_in\": 24", "\"d_in\": 25", "FIXED_LEN_BYTE_ARRAY of 48 bytes"),
@@ -260,6 +269,15 @@ fn contexts_rows_and_activations_must_fit_together() {
     let mut long = contexts.clone();
     long[1].tokens = vec![0; 13];
     assert!(refused(&long, &rows, &acts).contains("13 tokens"));
+    let without_ends = |spans: &mut Spans| spans.ends.truncate(1);
+    let swapped = |spans: &mut Spans| spans.documents.swap(0, 1);
+    let beyond = |spans: &mut Spans| spans.documents[1].position = 12;
+    let twice = |spans: &mut Spans| spans.documents[1].document = spans.documents[0].document;
+    for change in [without_ends, swapped, beyond, twice] as [fn(&mut Spans); 4] {
+        let mut wrong = contexts.clone();
+        change(&mut wrong[1].spans);
+        assert!(refused(&wrong, &rows, &acts).contains("spans of context 1 do not fit"));
+    }
     writer.push(&contexts, &rows, &acts).unwrap();
 }
 

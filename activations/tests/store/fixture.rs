@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use activations::store::{CorpusRef, HookSpec, ModelRef, StoreSpec, StoreWriter};
-use activations::{ActDtype, Context, RowRef};
+use activations::{ActDtype, Context, DocumentRef, RowRef, Spans};
 
 /// Hooks of the store and their widths.
 pub const HOOKS: [(&str, usize); 2] = [("blocks.0.hook_resid_post", 24), ("blocks.1.hook_mlp_out", 7)];
@@ -28,13 +28,31 @@ pub fn spec(dtype: ActDtype) -> StoreSpec {
     spec
 }
 
-/// Context `index`: lengths differ, position 0 is special.
+/// Context `index`: lengths differ, position 0 is special. Every fifth does not know where its tokens come from; in
+/// others the second half belongs to the next document.
 pub fn context(index: u64) -> Context {
     let token = |p| if p == 0 { 1 } else { ((index * 31 + p) % 100) as u32 };
+    let tokens: Vec<u32> = (0..2 + index * 7 % 11).map(token).collect();
+    let n = tokens.len() as u64;
+    let reference = |position: u64, document: u64| DocumentRef {
+        position: position as u32,
+        document,
+        file: format!("part-{}.jsonl", document % 2).into(),
+        record: document * 10,
+    };
+    let spans = match index % 5 {
+        4 => Spans::default(),
+        _ => Spans {
+            starts: (0..n).map(|p| index * 50 + p * 3).collect(),
+            ends: (0..n).map(|p| index * 50 + p * 3 + (p + index) % 4).collect(),
+            documents: vec![reference(0, index / 3), reference(n / 2, index / 3 + 1)],
+        },
+    };
     Context {
         index,
         document: index / 3,
-        tokens: (0..2 + index * 7 % 11).map(token).collect(),
+        tokens,
+        spans,
     }
 }
 

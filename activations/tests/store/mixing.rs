@@ -180,6 +180,7 @@ fn share_of_contexts(contexts: u64, per_context: u64, batch: usize, pool_rows: u
             index,
             document: index,
             tokens: vec![0; length],
+            ..Context::default()
         };
         let row = |position| RowRef { context: 0, position };
         let rows: Vec<RowRef> = (0..per_context as u32).map(row).collect();

@@ -48,6 +48,7 @@ fn contexts_without_rows_keep_their_tokens() {
         index,
         document: 0,
         tokens: vec![1],
+        ..Context::default()
     };
     let contexts: Vec<Context> = (0..6).map(lonely).chain([context(6)]).collect();
     let (rows, acts) = harvest(&contexts);
@@ -94,6 +95,7 @@ fn row_groups_and_pages_that_fill_up_change_nothing_for_the_reader() {
             index,
             document: 0,
             tokens: vec![7; 75],
+            ..Context::default()
         })
         .collect();
     let (rows, _) = harvest(&contexts);

@@ -15,6 +15,8 @@ use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::{ColumnDescPtr, SchemaDescriptor};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 use super::{Documents, LONGEST_RECORD, Read, Tally};
 use crate::corpus::files::TextFile;
@@ -43,8 +45,8 @@ pub(super) struct Parquet {
 }
 
 impl Parquet {
-    /// Reads the footer and finds the column.
-    pub(super) fn open(file: &TextFile, field: &str) -> Result<Self> {
+    /// Reads the footer and finds the column. Row groups come in the order of the file, or in one that is drawn.
+    pub(super) fn open(file: &TextFile, field: &str, order: Option<ChaCha8Rng>) -> Result<Self> {
         let label = file.label().to_owned();
         let opened = File::open(file.path()).map_err(Error::io(&label))?;
         let bytes = opened.metadata().map_err(Error::io(&label))?.len();
@@ -67,6 +69,9 @@ impl Parquet {
             let n = n.ok_or_else(|| Error::bad_file(&label, "is damaged: it claims impossible numbers of rows"))?;
             groups.push_back((number, rows));
             rows += n;
+        }
+        if let Some(mut order) = order {
+            groups.make_contiguous().shuffle(&mut order);
         }
         Ok(Self {
             label,

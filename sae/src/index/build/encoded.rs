@@ -243,6 +243,7 @@ mod tests {
                         index,
                         document: 0,
                         tokens: vec![0, 1, 2],
+                        ..Context::default()
                     })
                     .collect(),
                 rows: (0..chunk.len() as u32)

@@ -56,6 +56,7 @@ impl World {
                 index: contexts.last().map_or(3, |last| last.index + rng.random_range(1..4)),
                 document: c as u64 / 2,
                 tokens,
+                ..Context::default()
             });
         }
         let mut small = |n: usize| -> Vec<f32> { (0..n).map(|_| f32::from(rng.random_range(-4i8..=4))).collect() };

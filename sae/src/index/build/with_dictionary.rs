@@ -78,6 +78,7 @@ impl ContextSource for Source {
                     index: c as u64,
                     document: 0,
                     tokens: vec![c as u32 % 5; CONTEXT],
+                    ..Context::default()
                 })
                 .collect(),
             rows: (0..range.len() * CONTEXT)

@@ -224,6 +224,7 @@ fn caches_with_missing_cut_or_foreign_files_are_refused_by_the_file() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
+    // 30,000 were tried once.
     #[test]
     fn no_bytes_in_a_dataset_or_parquet_file_make_a_panic(
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),

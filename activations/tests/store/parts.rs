@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use activations::source::Activations;
 use activations::store::{Part, Store, StoreSpec, StoreState, StoreWriter, state, waiting};
 use activations::{ActDtype, Context, ContextSource};
+use proptest::prelude::*;
 
 use crate::fixture::{context, files, harvest, spec, store};
 
@@ -242,4 +244,36 @@ fn a_part_is_not_completed_before_all_of_its_contexts_are_there() {
     assert_eq!(writer.next_context(), 9);
     let said = writer.finish_part(10).unwrap_err().to_string();
     assert!(said.contains("part 2/2") && said.contains("context 9"), "{said}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_numbers_in_the_manifest_of_a_part_make_a_panic_or_another_store(
+        digits in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(b'0'..=b'9', 1..21)), 1..3),
+    ) {
+        static STORE: LazyLock<(tempfile::TempDir, Vec<u8>)> = LazyLock::new(|| {
+            let dir = in_parts(17, 2);
+            let text = fs::read(dir.path().join("part-2-of-2.json")).unwrap();
+            (dir, text)
+        });
+        let (dir, text) = &*STORE;
+        let path = dir.path().join("part-2-of-2.json");
+        let mut text = text.clone();
+        for (at, new) in digits {
+            let numbers: Vec<usize> = (0..text.len()).filter(|&i| text[i].is_ascii_digit()).collect();
+            let at = numbers[at.index(numbers.len())];
+            text.splice(at..=at, new);
+        }
+        fs::write(&path, text).unwrap();
+        // Digests and the program's name may be anything; rows and contexts are checked against the files.
+        if let Ok(acts) = Activations::open(dir.path(), Some(HOOK)) {
+            let rows: usize = (0..17).map(|c| context(c).tokens.len() - 1).sum();
+            prop_assert_eq!(acts.n_rows(), rows as u64);
+        }
+        if let Ok(mut contexts) = Store::open(dir.path()).and_then(|store| store.contexts(HOOK)) {
+            while let Ok(Some(_)) = contexts.next_batch() {}
+        }
+    }
 }

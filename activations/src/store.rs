@@ -21,8 +21,10 @@
 mod columns;
 mod context_table;
 mod contexts;
+mod directory;
 mod manifest;
 mod part;
+mod pushed;
 mod shard;
 mod shard_writer;
 mod spec;

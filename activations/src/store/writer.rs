@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::directory::{
+    check_parts, complete_shards, journal_path, not_empty, remove_after, resumable, resumable_part,
+};
 use super::manifest::{
     FORMAT, FileEntry, JOURNAL, Journal, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts, VERSION,
     shard_number, state, write_json,
 };
 use super::part::{Part, PartManifest, Parts, read_journal};
-use super::shard::survey;
+use super::pushed::{check_acts, check_rows};
 use super::shard_writer::ShardWriter;
 use super::spec::StoreSpec;
 use crate::atomic;
 use crate::context::{Context, RowRef};
-use crate::dtype::finite_magnitude;
 use crate::error::{Error, Result};
 use crate::source::hex;
 
@@ -251,7 +253,7 @@ impl StoreWriter {
     pub fn push(&mut self, contexts: &[Context], rows: &[RowRef], acts: &[&[f32]]) -> Result<()> {
         self.check_contexts(contexts)?;
         check_rows(contexts, rows)?;
-        self.check_acts(contexts, rows, acts)?;
+        check_acts(&self.spec, contexts, rows, acts)?;
         let (mut first, mut row) = (0, 0);
         while first < contexts.len() {
             let shard = match &mut self.open {
@@ -393,172 +395,4 @@ impl StoreWriter {
         }
         Ok(())
     }
-
-    /// Checks shapes and values of every hook.
-    fn check_acts(&self, contexts: &[Context], rows: &[RowRef], acts: &[&[f32]]) -> Result<()> {
-        if acts.len() != self.spec.hooks.len() {
-            return Err(Error::Invalid(format!(
-                "activations of {} hooks are to be written to a store of {}",
-                acts.len(),
-                self.spec.hooks.len()
-            )));
-        }
-        for (hook, &values) in self.spec.hooks.iter().zip(acts) {
-            if values.len() != rows.len() * hook.d_in {
-                return Err(Error::Invalid(format!(
-                    "hook {}: {} rows of {} do not make {} values",
-                    hook.name,
-                    rows.len(),
-                    hook.d_in,
-                    values.len()
-                )));
-            }
-            let place = |at: usize| {
-                let row = rows[at / hook.d_in];
-                let context = contexts[row.context as usize].index;
-                format!(
-                    "context {context}, position {}, column {}",
-                    row.position,
-                    at % hook.d_in
-                )
-            };
-            match finite_magnitude(values) {
-                None => {
-                    let at = values.iter().position(|v| !v.is_finite()).unwrap_or_default();
-                    return Err(Error::Invalid(format!(
-                        "hook {}: {} holds {}: activations must be finite",
-                        hook.name,
-                        place(at),
-                        values[at]
-                    )));
-                }
-                Some(most) if most > self.spec.dtype.max() => {
-                    let at = values.iter().position(|v| v.abs() == most).unwrap_or_default();
-                    return Err(Error::Invalid(format!(
-                        "hook {}: {} holds {}, the largest magnitude in this batch, and {} ends at {}: harvest as {}",
-                        hook.name,
-                        place(at),
-                        values[at],
-                        self.spec.dtype,
-                        self.spec.dtype.max(),
-                        match self.spec.dtype {
-                            crate::ActDtype::F16 => "bf16 or f32",
-                            _ => "f32",
-                        }
-                    )));
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Rows must point at tokens, in order.
-fn check_rows(contexts: &[Context], rows: &[RowRef]) -> Result<()> {
-    let mut last = None;
-    for row in rows {
-        let there = contexts.get(row.context as usize).map(|c| c.tokens.len());
-        if there.is_none_or(|n| row.position as usize >= n) || last >= Some((row.context, row.position)) {
-            return Err(Error::Invalid(format!(
-                "rows must point at tokens in ascending order: got position {} of context {} of this batch after {last:?}",
-                row.position, row.context
-            )));
-        }
-        last = Some((row.context, row.position));
-    }
-    Ok(())
-}
-
-fn not_empty(dir: &Path, name: &str) -> Error {
-    Error::bad_file(
-        dir,
-        format!("is not empty, there is {name} in it: choose an empty or new directory"),
-    )
-}
-
-/// The journal of a store, or of a part of one.
-fn journal_path(dir: &Path, part: Part) -> PathBuf {
-    match part {
-        Part::WHOLE => dir.join(JOURNAL),
-        part => part.journal(dir),
-    }
-}
-
-/// Refuses to resume what is no unfinished store.
-fn resumable(dir: &Path) -> Result<()> {
-    let nothing = |what: &str| Err(Error::bad_file(dir, what));
-    match state(dir)? {
-        StoreState::Unfinished(_) if Parts::scan(dir)?.is_some() => {
-            nothing("holds a store in parts: say with `--shard` which of them is to be resumed")
-        }
-        StoreState::Unfinished(_) => Ok(()),
-        StoreState::Finished(_) => nothing("holds a finished store: there is nothing to resume"),
-        StoreState::Absent | StoreState::Foreign(_) => {
-            nothing("holds no unfinished store: there is nothing to resume; leave out `--resume`")
-        }
-    }
-}
-
-/// Refuses to resume a part that is not unfinished.
-fn resumable_part(dir: &Path, spec: &StoreSpec, part: Part) -> Result<()> {
-    let parts = if dir.is_dir() { Parts::scan(dir)? } else { None };
-    if let Some(parts) = &parts {
-        check_parts(dir, parts, spec, part)?;
-    }
-    match parts.and_then(|parts| parts.found.get(&part.number).copied()) {
-        Some(false) => Ok(()),
-        Some(true) => Err(Error::bad_file(
-            dir,
-            format!("holds part {part}, finished: there is nothing to resume"),
-        )),
-        None => Err(Error::bad_file(
-            dir,
-            format!("holds no unfinished part {part}: there is nothing to resume; leave out `--resume`"),
-        )),
-    }
-}
-
-/// Whether `part` of a store of `spec` can stand beside the parts that are there.
-fn check_parts(dir: &Path, parts: &Parts, spec: &StoreSpec, part: Part) -> Result<()> {
-    if parts.of != part.of {
-        return Err(Error::bad_file(
-            dir,
-            format!(
-                "holds parts of {}, and part {part} would overlap them: use the same number of parts, or another directory",
-                parts.of
-            ),
-        ));
-    }
-    let (other, begun) = parts.spec()?;
-    match begun.difference(spec) {
-        None => Ok(()),
-        Some(difference) => Err(Error::Invalid(format!(
-            "{}: part {part} has other settings than part {other}, which is there: {difference}",
-            dir.display()
-        ))),
-    }
-}
-
-/// The part's shards from its first on that are whole. A shard with fewer contexts than the specification says is the
-/// last one of a harvest that was killed before its manifest; it is written anew, since only the text knows whether it
-/// is the last.
-fn complete_shards(dir: &Path, spec: &StoreSpec, part: Part) -> Vec<ShardEntry> {
-    (0..)
-        .map_while(|nth| survey(dir, part.shard(nth), spec).filter(|s| s.n_contexts == spec.contexts_per_shard))
-        .collect()
-}
-
-/// Removes the part's shards behind the first `keep`, and its temporary files.
-fn remove_after(dir: &Path, part: Part, keep: usize) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let entry = entry.map_err(Error::io(dir))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let temporary = name.strip_suffix(".tmp");
-        let number = shard_number(temporary.unwrap_or(&name)).filter(|&n| part.owns(n as u64));
-        if number.is_some_and(|n| temporary.is_some() || n >= part.shard(keep)) {
-            fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
-        }
-    }
-    Ok(())
 }

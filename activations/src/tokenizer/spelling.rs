@@ -12,6 +12,8 @@ pub(super) enum Spelling {
         /// Whether `<0x0A>` is a byte and not six characters.
         byte_fallback: bool,
     },
+    /// BERT's: `##` before what continues a word; a word begins with a space that is not written.
+    WordPiece,
     /// As written.
     Plain,
 }
@@ -21,7 +23,9 @@ impl Spelling {
     pub(super) fn of(json: &Value) -> Self {
         let steps = ["normalizer", "pre_tokenizer", "decoder"].map(|key| &json[key]);
         let byte_fallback = json["model"]["byte_fallback"] == Value::Bool(true);
-        if steps.iter().any(|step| mentions(step, &|v| v == "ByteLevel")) {
+        if json["model"]["type"] == "WordPiece" {
+            Self::WordPiece
+        } else if steps.iter().any(|step| mentions(step, &|v| v == "ByteLevel")) {
             Self::ByteLevel
         } else if byte_fallback
             || steps
@@ -46,6 +50,10 @@ impl Spelling {
             Self::Sentencepiece { byte_fallback } => match byte_entry(token).filter(|_| byte_fallback) {
                 Some(byte) => vec![byte],
                 None => token.replace('▁', " ").into_bytes(),
+            },
+            Self::WordPiece => match token.strip_prefix("##").filter(|rest| !rest.is_empty()) {
+                Some(rest) => rest.into(),
+                None => format!(" {token}").into_bytes(),
             },
             Self::Plain => token.into(),
         }

@@ -1,10 +1,11 @@
 //! `sae completions`: completion scripts for the common shells.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, ValueEnum};
+
+use crate::print;
 
 /// Print a completion script for a shell
 #[derive(clap::Args)]
@@ -34,8 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut crate::Cli::command(), "sae", &mut script);
-    std::io::stdout()
-        .write_all(&script)
-        .context("writing to the standard output")?;
+    let script = String::from_utf8(script).context("the script is not text")?;
+    print::text(format_args!("{script}"));
     Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ use crate::features::{self, Source};
 use crate::harvest::{self, Text};
 use crate::serve::Listen;
 use crate::{interrupt, limits, serve, train};
+use crate::{print, say};
 
 /// The whole way on a small built-in story model, then browse its features
 #[derive(clap::Args)]
@@ -137,9 +138,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        say!("{}", serde_json::to_string_pretty(&summary)?);
     } else {
-        print!("{}", text(&summary, &places));
+        print::text(format_args!("{}", text(&summary, &places)));
     }
     if args.no_serve {
         return Ok(ExitCode::SUCCESS);

@@ -17,6 +17,7 @@ use sae::index::{BuildOptions, IndexManifest, Naming, build, estimate};
 
 use crate::bars::{Bars, count, grouped};
 use crate::harvest::Text;
+use crate::say;
 use crate::{interrupt, limits};
 
 /// Build the feature index of a dictionary
@@ -97,7 +98,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (outcome, manifest) = features(&args.sae, source, &args.out, &options, args.device, &progress, &stop)?;
     if let Some(manifest) = manifest {
         if args.json {
-            println!("{}", serde_json::to_string_pretty(&manifest)?);
+            say!("{}", serde_json::to_string_pretty(&manifest)?);
         } else {
             print_manifest(&manifest, &args.out);
         }
@@ -284,14 +285,14 @@ fn logit_directions(model: &Transformer, hook: &str, d_in: usize) -> anyhow::Res
 
 fn print_manifest(manifest: &IndexManifest, out: &Path) {
     let dictionary = &manifest.dictionary;
-    println!(
+    say!(
         "{} features over {} tokens in {} contexts",
         grouped(manifest.d_sae as u64),
         count(manifest.tokens),
         count(manifest.contexts)
     );
     if let (Some(l0), Some(dead)) = (dictionary.l0, dictionary.dead) {
-        println!("L0 {l0:.1}, {:.1}% never fire here", 100.0 * dead);
+        say!("L0 {l0:.1}, {:.1}% never fire here", 100.0 * dead);
     }
-    println!("index  {}   look at it: sae serve {}", out.display(), out.display());
+    say!("index  {}   look at it: sae serve {}", out.display(), out.display());
 }

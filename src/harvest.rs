@@ -11,6 +11,7 @@ use activations::{ActDtype, Device, Outcome, Progress, Stop};
 use clap::ValueEnum;
 
 use crate::bars::{Bars, bytes, count, parse_count};
+use crate::say;
 use crate::{interrupt, limits};
 
 /// Record a model's activations over a text, into a Parquet store
@@ -212,7 +213,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (outcome, report) = harvest(&options, &args.out, args.resume, &progress, &stop)?;
     if outcome == Outcome::Finished {
         if args.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            say!("{}", serde_json::to_string_pretty(&report)?);
         } else {
             print_report(&report, &args.out);
         }
@@ -243,28 +244,28 @@ pub fn harvest(
 
 fn print_report(report: &HarvestReport, out: &Path) {
     if let Some(manifest) = &report.manifest {
-        println!(
+        say!(
             "{} rows of {} tokens in {} contexts",
             count(manifest.n_rows),
             count(manifest.n_tokens),
             count(manifest.n_contexts)
         );
-        println!("store  {} ({})", out.display(), bytes(manifest.bytes()));
+        say!("store  {} ({})", out.display(), bytes(manifest.bytes()));
     }
     for part in &report.waiting {
-        println!("{part}");
+        say!("{part}");
     }
     let rate = report.tokens as f64 / report.seconds.max(1e-9);
-    println!(
+    say!(
         "{} in {}, {} tokens/s",
         count(report.tokens),
         limits::duration(report.seconds),
         count(rate as u64)
     );
     if report.replaced > 0 {
-        println!("{} sequences were not UTF-8 and were replaced", report.replaced);
+        say!("{} sequences were not UTF-8 and were replaced", report.replaced);
     }
     if report.bad_records > 0 {
-        println!("{} bad records of the text were left out", report.bad_records);
+        say!("{} bad records of the text were left out", report.bad_records);
     }
 }

@@ -14,6 +14,8 @@ use sae::index::FeatureIndex;
 use serde_json::json;
 
 use self::facts::Facts;
+
+use crate::{print, say};
 /// Say what a file or directory is: its shape, where it comes from, its size, whether it is whole
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -38,9 +40,9 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let facts = look(&args.path)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&facts.json())?);
+        say!("{}", serde_json::to_string_pretty(&facts.json())?);
     } else {
-        print!("{facts}");
+        print::text(format_args!("{facts}"));
     }
     Ok(if facts.whole() {
         ExitCode::SUCCESS

@@ -8,6 +8,7 @@ mod harvest;
 mod inspect;
 mod interrupt;
 mod limits;
+mod print;
 mod serve;
 mod train;
 

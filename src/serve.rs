@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+use crate::say;
+
 /// Browse feature indexes in a web browser
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -58,7 +60,7 @@ pub fn serve(indexes: Vec<PathBuf>, listen: &Listen) -> anyhow::Result<ExitCode>
         port: listen.port,
     };
     viewer::serve(indexes, options, |address| {
-        println!("browse at {address}   (Ctrl-C ends)");
+        say!("browse at {address}   (Ctrl-C ends)");
     })
     .context("serving the feature browser")?;
     Ok(ExitCode::SUCCESS)

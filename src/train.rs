@@ -9,6 +9,7 @@ use sae::config::{RUN_TOML, RunConfig};
 use sae::train::{COPY, RunSummary, TrainPlan};
 
 use crate::bars::{Bars, count};
+use crate::say;
 use crate::{interrupt, limits};
 
 /// Train a sparse dictionary on activations
@@ -75,7 +76,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (outcome, summary) = train(&config, &args.out, args.resume, &Bars::default(), &stop)?;
     if let Some(summary) = summary {
         if args.json {
-            println!("{}", serde_json::to_string_pretty(&summary)?);
+            say!("{}", serde_json::to_string_pretty(&summary)?);
         } else {
             print_summary(&summary, &args.out);
         }
@@ -145,23 +146,25 @@ pub fn train(
 
 fn print_summary(summary: &RunSummary, out: &Path) {
     let quality = &summary.held_out;
-    println!(
+    say!(
         "{}, {} latents of width {}",
-        summary.method, summary.d_sae, summary.d_in
+        summary.method,
+        summary.d_sae,
+        summary.d_in
     );
-    println!(
+    say!(
         "{} steps over {} tokens in {}",
         summary.steps,
         count(summary.tokens),
         limits::duration(summary.seconds)
     );
-    println!(
+    say!(
         "FVU {:.4}, L0 {:.1}, {:.1}% dead, on {} held-out rows",
         quality.fvu,
         quality.l0,
         100.0 * quality.dead_share,
         count(quality.rows)
     );
-    println!("dictionary  {}", out.join("dictionary.safetensors").display());
-    println!("curves      {}", out.join("curves.svg").display());
+    say!("dictionary  {}", out.join("dictionary.safetensors").display());
+    say!("curves      {}", out.join("curves.svg").display());
 }

@@ -1,6 +1,6 @@
 //! The binary as a user meets it first: help, completions, mistakes on the command line.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn sae(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sae"))
@@ -41,4 +41,18 @@ fn completions_name_the_subcommands_for_every_shell() {
             "{shell}"
         );
     }
+}
+
+#[test]
+fn a_reader_that_leaves_is_not_a_mistake() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sae"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
 }

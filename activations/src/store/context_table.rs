@@ -11,6 +11,7 @@ use arrow_schema::{DataType, Field, FieldRef};
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 use super::columns::{contexts_properties, contexts_schema, source_fields};
 use super::shard::{Checked, read_footer};
@@ -85,9 +86,15 @@ fn sources(contexts: &[Context]) -> std::result::Result<ListArray, arrow_schema:
     ListArray::try_new(element(DataType::Struct(fields)), offsets, Arc::new(values), None)
 }
 
-/// Reads the file.
+/// Reads the file. The decoder panics on some damaged files instead of giving an error (a column that begins before the
+/// file, for one); both are the same news to a user, and nothing of it is used again after.
 pub(crate) fn decode_contexts(file: Bytes) -> Checked<Vec<Context>> {
-    read_footer(&file)?;
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| decode(file)));
+    caught.unwrap_or_else(|_| Err("is a damaged Parquet file".into()))
+}
+
+fn decode(file: Bytes) -> Checked<Vec<Context>> {
+    check_columns(&read_footer(&file)?)?;
     let damaged = |e: String| format!("is a damaged Parquet file: {e}");
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| damaged(e.to_string()))?;
     let expected = contexts_schema();
@@ -109,6 +116,22 @@ pub(crate) fn decode_contexts(file: Bytes) -> Checked<Vec<Context>> {
         }
     }
     Ok(out)
+}
+
+/// Refuses columns that claim to begin before the file or to have less than nothing, on which the decoder panics.
+fn check_columns(footer: &ParquetMetaData) -> Checked<()> {
+    let columns = footer.row_groups().iter().flat_map(|group| group.columns());
+    let negative = |c: &ColumnChunkMetaData| {
+        let starts = [Some(c.data_page_offset()), c.dictionary_page_offset()];
+        c.compressed_size() < 0 || starts.into_iter().flatten().any(|start| start < 0)
+    };
+    match columns.into_iter().find(|c| negative(c)) {
+        Some(column) => Err(format!(
+            "is damaged: its column {} begins before the file",
+            column.column_path()
+        )),
+        None => Ok(()),
+    }
 }
 
 fn decode_context(batch: &RecordBatch, row: usize, file: &mut Arc<str>) -> Checked<Context> {

@@ -86,9 +86,9 @@ pub struct Text {
     /// The field of .jsonl and .json, or the column of .csv and .parquet, that is the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
-    /// How documents become contexts
-    #[arg(long, value_name = "HOW", default_value = "pack")]
-    documents: Documents,
+    /// How documents become contexts (default: pack; split for encoders such as BERT)
+    #[arg(long, value_name = "HOW")]
+    documents: Option<Documents>,
     /// Leave out records that are broken or whose field is no string, and count them, instead of stopping
     #[arg(long)]
     skip_bad: bool,
@@ -128,10 +128,9 @@ impl From<TextFormat> for Format {
 }
 
 /// [`Layout`] as a flag.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Documents {
     /// One after the other, BOS between them, cut into contexts of --context tokens
-    #[default]
     Pack,
     /// A context a document, from its beginning; what does not fit is left out
     Truncate,
@@ -183,11 +182,11 @@ impl Text {
                 separator: self.separator.clone(),
                 seed: None,
             },
-            layout: match self.documents {
+            layout: self.documents.map(|how| match how {
                 Documents::Pack => Layout::Pack,
                 Documents::Truncate => Layout::Truncate,
                 Documents::Split => Layout::Split,
-            },
+            }),
             ..HarvestOptions::new(&model.path, self.paths.clone(), String::new())
         }
     }

@@ -43,8 +43,9 @@ pub struct HarvestOptions {
     pub text: Vec<PathBuf>,
     /// How documents are found in the files.
     pub reading: Reading,
-    /// How documents become contexts.
-    pub layout: Layout,
+    /// How documents become contexts; packed for decoders and split for encoders if absent. An encoder refuses to be
+    /// packed.
+    pub layout: Option<Layout>,
     /// Names of the hooks, such as `blocks.3.hook_resid_post`, or `blocks.*.hook_resid_post` for every block.
     pub hooks: Vec<String>,
     /// How many tokens the model should read, special tokens included: whole contexts are taken from the beginning of
@@ -74,7 +75,7 @@ impl HarvestOptions {
             model_name: None,
             text,
             reading: Reading::default(),
-            layout: Layout::Pack,
+            layout: None,
             hooks: vec![hook.into()],
             tokens: None,
             context: None,
@@ -167,11 +168,22 @@ pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
             "0 tokens are asked for: there is nothing to harvest".into(),
         ));
     }
-    let (mut before, after) = match options.layout {
+    // An encoder never saw a context without its special tokens, nor one of two documents.
+    let layout = match options.layout {
+        Some(Layout::Pack) if !config.attention.causal => {
+            return Err(Error::Invalid(
+                "an encoder reads one document a context: take the layout truncate or split instead of pack".into(),
+            ));
+        }
+        Some(layout) => layout,
+        None if config.attention.causal => Layout::Pack,
+        None => Layout::Split,
+    };
+    let (mut before, after) = match layout {
         Layout::Pack => (Vec::new(), Vec::new()),
         Layout::Truncate | Layout::Split => tokenizer.around()?,
     };
-    if options.layout != Layout::Pack && before.is_empty() {
+    if layout != Layout::Pack && before.is_empty() {
         before.extend(config.bos);
     }
     let special = [&before[..], &after[..]].concat();
@@ -179,7 +191,7 @@ pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
         context,
         bos: config.bos,
         eos: config.eos.first().copied(),
-        layout: options.layout,
+        layout,
         before,
         after,
         reading: options.reading.clone(),
@@ -225,7 +237,7 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
     };
     let (tokens_per_second, rows_per_token) = measure(recorder, &sample)?;
     // Documents of their own are shorter than contexts are at most.
-    let context = match options.layout {
+    let context = match corpus.options().layout {
         Layout::Pack => corpus.options().context as u64,
         Layout::Truncate | Layout::Split => (sampled / sample.len().max(1) as u64).max(1),
     };

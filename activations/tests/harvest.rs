@@ -229,7 +229,7 @@ fn shuffled_documents_of_their_own_resume_to_the_same_bytes_with_their_counts() 
                 seed: Some(5),
                 ..Reading::default()
             },
-            layout,
+            layout: Some(layout),
             tokens: Some(33_000),
             contexts_per_shard: Some(250),
             ..options(&text)
@@ -414,4 +414,39 @@ fn invalid_utf8_behind_the_beginning_of_the_text_ends_the_harvest_with_the_file_
     let replaced = tempfile::tempdir().unwrap();
     let (_, report) = run(&planned(&options), replaced.path(), false, &Silent, &Stop::new()).unwrap();
     assert_eq!(report.replaced, 1);
+}
+
+#[test]
+fn an_encoder_reads_each_document_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("a.txt");
+    fs::write(&text, "the\n<|end|>\na cat and the rat\n").unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny/bert");
+    let mut options = HarvestOptions::new(model, vec![text], "blocks.1.hook_normalized_resid_post");
+    options.reading.separator = Some("<|end|>".into());
+    options.layout = Some(Layout::Pack);
+    let error = plan(&options).err().unwrap().to_string();
+    assert!(error.contains("one document a context"), "{error}");
+
+    options.layout = None;
+    let mut stream = ContextStream::new(plan(&options).unwrap()).unwrap();
+    let both = stream.next_batch().unwrap().unwrap();
+    assert_eq!(both.contexts.len(), 2);
+    let tokens: usize = both.contexts.iter().map(|c| c.tokens.len()).sum();
+    assert_eq!(
+        (both.rows.len(), both.acts.len()),
+        (tokens, tokens * 16),
+        "a row a token, none for padding"
+    );
+    // Beside a longer one, a document has the values that it has alone.
+    fs::write(&options.text[0], "the\n").unwrap();
+    let mut stream = ContextStream::new(plan(&options).unwrap()).unwrap();
+    let alone = stream.next_batch().unwrap().unwrap();
+    assert_eq!(alone.contexts[0].tokens, both.contexts[0].tokens);
+    let worst = alone
+        .acts
+        .iter()
+        .zip(&both.acts)
+        .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(!alone.acts.is_empty() && worst < 1e-5, "{worst:e}");
 }

@@ -89,10 +89,7 @@ impl Recorder {
     /// # Errors
     /// As [`Transformer::forward`].
     pub(super) fn record(&self, contexts: &[Context]) -> Result<Recorded> {
-        let units: Vec<&[Context]> = contexts
-            .chunk_by(|a, b| a.tokens.len() == b.tokens.len())
-            .flat_map(|alike| alike.chunks(self.unit))
-            .collect();
+        let units: Vec<&[Context]> = contexts.chunks(self.unit).collect();
         let parts: Vec<Vec<Vec<f32>>> = match &units[..] {
             [only] => vec![self.unit_acts(only)?],
             many => many
@@ -122,10 +119,15 @@ impl Recorder {
         })
     }
 
-    /// The rows of contexts of one length, for each hook.
+    /// The rows of some contexts, for each hook. Shorter contexts are padded, and what is padded has no rows.
     fn unit_acts(&self, contexts: &[Context]) -> Result<Vec<Vec<f32>>> {
         let tokens: Vec<&[u32]> = contexts.iter().map(|c| &c.tokens[..]).collect();
-        let keep = tokens.concat().iter().map(|id| !self.skipped.contains(id)).collect();
+        let longest = tokens.iter().map(|row| row.len()).max().unwrap_or(0);
+        let mut keep = Vec::with_capacity(tokens.len() * longest);
+        for (number, row) in tokens.iter().enumerate() {
+            keep.extend(row.iter().map(|id| !self.skipped.contains(id)));
+            keep.resize((number + 1) * longest, false);
+        }
         let mut rows = Rows {
             wanted: &self.hooks,
             keep,

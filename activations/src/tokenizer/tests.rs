@@ -207,3 +207,54 @@ fn a_word_pieces_vocabulary_begins_words_with_a_space() {
         "the mark alone is a token of its own"
     );
 }
+
+#[test]
+fn bytes_of_a_character_have_the_span_of_the_character() {
+    let tokenizer = load(&sentencepiece()).unwrap();
+    let encoded = tokenizer.encode_with_spans("ab é\n", false).unwrap();
+    // " ab", then the space, the two bytes of é and the line break by themselves.
+    assert_eq!(encoded.ids, [266, 259, 3 + 0xC3, 3 + 0xA9, 3 + 0x0A]);
+    assert_eq!(encoded.starts, [0, 2, 3, 3, 4]);
+    assert_eq!(encoded.ends, [2, 3, 4, 4, 5]);
+    let lone = tokenizer.encode_with_spans("c", false).unwrap();
+    assert_eq!(
+        (lone.starts, lone.ends),
+        (vec![0, 0], vec![0, 1]),
+        "the space before the text is not in it"
+    );
+    let continued = tokenizer.encode_with_spans("ab", true).unwrap();
+    assert_eq!((continued.ids, continued.ends), (vec![265], vec![2]));
+}
+
+#[test]
+fn a_text_that_is_normalised_is_accounted_for_by_the_tokenizer() {
+    let mut json = byte_level();
+    json["normalizer"] = json!({"type": "Lowercase"});
+    let tokenizer = load(&json).unwrap();
+    let encoded = tokenizer.encode_with_spans("É A", false).unwrap();
+    assert_eq!(encoded.ids.len(), 3, "two bytes of é, and the space with its letter");
+    assert_eq!(encoded.starts, [0, 0, 1]);
+    assert_eq!(encoded.ends, [1, 1, 3]);
+    let mut json = sentencepiece();
+    json["model"]["byte_fallback"] = json!(false);
+    let tokenizer = load(&json).unwrap();
+    // What has no token is unknown, and the spans are still its.
+    let encoded = tokenizer.encode_with_spans("ab?cd", false).unwrap();
+    assert_eq!(encoded.ids, [266, 0, 262, 263]);
+    assert_eq!((encoded.starts, encoded.ends), (vec![0, 2, 3, 4], vec![2, 3, 4, 5]));
+}
+
+#[test]
+fn what_the_tokenizer_puts_around_a_text_is_known() {
+    assert_eq!(load(&byte_level()).unwrap().around().unwrap(), (vec![], vec![]));
+    let mut json = sentencepiece();
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                   {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]},
+                           "</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}}
+    });
+    assert_eq!(load(&json).unwrap().around().unwrap(), (vec![1], vec![2]));
+}

@@ -11,6 +11,7 @@ pub mod device;
 pub mod dtype;
 mod error;
 mod fingerprint;
+mod guard;
 pub mod harvest;
 pub mod hooks;
 pub mod hub;

@@ -113,6 +113,19 @@ pub struct AttentionConfig {
     pub qk_norm: Option<QkNorm>,
 }
 
+impl AttentionConfig {
+    /// Scaled by the root of a head's width; no caps, windows or norms.
+    pub(super) fn plain(causal: bool, d_head: usize, n_layers: usize) -> Self {
+        Self {
+            causal,
+            scale: (d_head as f64).powf(-0.5),
+            cap: None,
+            windows: vec![None; n_layers],
+            qk_norm: None,
+        }
+    }
+}
+
 /// What a norm of queries and keys counts as one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {

@@ -18,6 +18,7 @@ use super::columns::{ColumnKind, choose, column};
 use super::nested::{Checked, Leaf, flatten};
 use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
+use crate::guard::unless_it_panics;
 
 /// Bytes of rows that are decoded at a time.
 const BATCH_BYTES: u64 = 4 << 20;
@@ -219,11 +220,10 @@ fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
 /// Runs a step of the decoder. On some damaged files it panics instead of giving an error (a bit width beyond 64, for
 /// one); both are the same news to a user, and nothing of it is used again after.
 fn guarded<T, E: std::fmt::Display>(step: impl FnOnce() -> std::result::Result<T, E>) -> Checked<T> {
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(step));
-    let problem = match caught {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => "it is damaged".into(),
+    let problem = match unless_it_panics(step) {
+        Some(Ok(value)) => return Ok(value),
+        Some(Err(e)) => e.to_string(),
+        None => "it is damaged".into(),
     };
     Err(format!("is no Parquet file that can be read: {problem}"))
 }

@@ -18,6 +18,7 @@ use super::shard::{Checked, read_footer};
 use super::spec::StoreSpec;
 use crate::context::{Context, DocumentRef, Spans};
 use crate::error::{Error, Result};
+use crate::guard::unless_it_panics;
 
 /// The bytes of the file.
 pub(crate) fn encode_contexts(spec: &StoreSpec, number: usize, contexts: &[Context]) -> Result<Vec<u8>> {
@@ -89,8 +90,7 @@ fn sources(contexts: &[Context]) -> std::result::Result<ListArray, arrow_schema:
 /// Reads the file. The decoder panics on some damaged files instead of giving an error (a column that begins before the
 /// file, for one); both are the same news to a user, and nothing of it is used again after.
 pub(crate) fn decode_contexts(file: Bytes) -> Checked<Vec<Context>> {
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| decode(file)));
-    caught.unwrap_or_else(|_| Err("is a damaged Parquet file".into()))
+    unless_it_panics(|| decode(file)).unwrap_or_else(|| Err("is a damaged Parquet file".into()))
 }
 
 fn decode(file: Bytes) -> Checked<Vec<Context>> {

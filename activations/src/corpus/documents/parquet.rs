@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use parquet::basic::{ConvertedType, Encoding, LogicalType, Type as PhysicalType};
@@ -21,6 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Documents, LONGEST_RECORD, Read, Tally};
 use crate::corpus::files::TextFile;
 use crate::error::{Error, Result};
+use crate::guard::unless_it_panics;
 
 /// Rows read at once.
 const ROWS: usize = 64;
@@ -91,8 +91,8 @@ impl Parquet {
     /// Reads the next rows; false if there are none. Some of what only a damaged file can violate the library asserts
     /// instead of checking; after that nothing more is read of the file.
     fn fill_if_sound(&mut self) -> ParquetResult<bool> {
-        let filled = catch_unwind(AssertUnwindSafe(|| self.fill()));
-        filled.unwrap_or_else(|_| Err(ParquetError::General("its pages contradict themselves".into())))
+        let filled = unless_it_panics(|| self.fill());
+        filled.unwrap_or_else(|| Err(ParquetError::General("its pages contradict themselves".into())))
     }
 
     /// Reads the next rows; false if there are none.

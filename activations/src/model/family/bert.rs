@@ -27,13 +27,7 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
             "position_embedding_type {kind} is not supported; known is \"absolute\""
         ));
     }
-    let (d_model, n_heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
-    if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
-        return Err(format!(
-            "hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}"
-        ));
-    }
-    let d_head = d_model / n_heads;
+    let (d_model, n_heads, d_head) = fields.even_heads("hidden_size", "num_attention_heads")?;
     let n_layers = fields.layers("num_hidden_layers")?;
     Ok(ModelConfig {
         d_model,
@@ -51,13 +45,7 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
         },
         placement: Placement::OfSum,
         positions: Positions::Learned,
-        attention: AttentionConfig {
-            causal: false,
-            scale: (d_head as f64).powf(-0.5),
-            cap: None,
-            windows: vec![None; n_layers],
-            qk_norm: None,
-        },
+        attention: AttentionConfig::plain(false, d_head, n_layers),
         activation: fields.activation("hidden_act", "gelu")?,
         gated: false,
         biases: Biases {

@@ -193,6 +193,23 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// Width of the residual stream, heads, and width of a head, in families whose heads share the stream evenly.
+    pub(super) fn even_heads(&self, d_model: &str, n_heads: &str) -> Result<(usize, usize, usize)> {
+        let (width, heads) = (self.size(d_model)?, self.size(n_heads)?);
+        if heads == 0 || !width.is_multiple_of(heads) {
+            return Err(format!("{d_model} {width} is not a multiple of {n_heads} {heads}"));
+        }
+        Ok((width, heads, width / heads))
+    }
+
+    /// Whether the unembedding is the embedding, with transformers' default.
+    pub(super) fn unembed(&self, tied: bool) -> Result<Unembed> {
+        Ok(match self.flag("tie_word_embeddings", tied)? {
+            true => Unembed::Tied,
+            false => Unembed::Own,
+        })
+    }
+
     /// The object at `key`, if it is there.
     pub(super) fn part(&self, key: &str) -> Option<&'a Value> {
         self.get(key)
@@ -235,21 +252,12 @@ impl<'a> Fields<'a> {
             },
             placement: Placement::Before,
             positions: self.rotary(d_head, rotary)?,
-            attention: AttentionConfig {
-                causal: true,
-                scale: (d_head as f64).powf(-0.5),
-                cap: None,
-                windows: vec![None; n_layers],
-                qk_norm: None,
-            },
+            attention: AttentionConfig::plain(true, d_head, n_layers),
             activation: self.activation("hidden_act", "silu")?,
             gated: true,
             biases: Biases::default(),
             embed_scale: 1.0,
-            unembed: match self.flag("tie_word_embeddings", default.tied)? {
-                true => Unembed::Tied,
-                false => Unembed::Own,
-            },
+            unembed: self.unembed(default.tied)?,
             logit_cap: None,
             bos: self.ids("bos_token_id")?.first().copied(),
             eos: self.ids("eos_token_id")?,

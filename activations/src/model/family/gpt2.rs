@@ -2,7 +2,7 @@
 
 use super::fields::Fields;
 use super::{Family, Param, Place};
-use crate::model::config::{AttentionConfig, Biases, ModelConfig, Norm, NormKind, Placement, Positions, Unembed};
+use crate::model::config::{AttentionConfig, Biases, ModelConfig, Norm, NormKind, Placement, Positions};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gpt2",
@@ -20,12 +20,9 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
         "scale_attn_by_inverse_layer_idx",
         "add_cross_attention",
     ])?;
-    let (d_model, n_heads) = (fields.size("n_embd")?, fields.size("n_head")?);
-    if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
-        return Err(format!("n_embd {d_model} is not a multiple of n_head {n_heads}"));
-    }
-    let d_head = d_model / n_heads;
+    let (d_model, n_heads, d_head) = fields.even_heads("n_embd", "n_head")?;
     let n_layers = fields.layers("n_layer")?;
+    let attention = AttentionConfig::plain(true, d_head, n_layers);
     Ok(ModelConfig {
         d_model,
         n_layers,
@@ -43,14 +40,11 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
         placement: Placement::Before,
         positions: Positions::Learned,
         attention: AttentionConfig {
-            causal: true,
             scale: match fields.flag("scale_attn_weights", true)? {
-                true => (d_head as f64).powf(-0.5),
+                true => attention.scale,
                 false => 1.0,
             },
-            cap: None,
-            windows: vec![None; n_layers],
-            qk_norm: None,
+            ..attention
         },
         activation: fields.activation("activation_function", "gelu_new")?,
         gated: false,
@@ -60,10 +54,7 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
             mlp: true,
         },
         embed_scale: 1.0,
-        unembed: match fields.flag("tie_word_embeddings", true)? {
-            true => Unembed::Tied,
-            false => Unembed::Own,
-        },
+        unembed: fields.unembed(true)?,
         logit_cap: None,
         bos: fields.ids("bos_token_id")?.first().copied(),
         eos: fields.ids("eos_token_id")?,

@@ -3,7 +3,7 @@
 
 use super::fields::{Fields, RotaryDefaults};
 use super::{Family, Param, Part, Place};
-use crate::model::config::{AttentionConfig, Biases, ModelConfig, Norm, NormKind, Placement, Unembed};
+use crate::model::config::{AttentionConfig, Biases, ModelConfig, Norm, NormKind, Placement};
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gpt_neox",
@@ -20,13 +20,7 @@ pub(super) const FAMILY: Family = Family {
 
 fn config(fields: &Fields) -> Result<ModelConfig, String> {
     fields.refuse(&["quantization_config"])?;
-    let (d_model, n_heads) = (fields.size("hidden_size")?, fields.size("num_attention_heads")?);
-    if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
-        return Err(format!(
-            "hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}"
-        ));
-    }
-    let d_head = d_model / n_heads;
+    let (d_model, n_heads, d_head) = fields.even_heads("hidden_size", "num_attention_heads")?;
     let n_layers = fields.layers("num_hidden_layers")?;
     let bias = fields.flag("attention_bias", true)?;
     Ok(ModelConfig {
@@ -54,13 +48,7 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
                 share: 0.25,
             },
         )?,
-        attention: AttentionConfig {
-            causal: true,
-            scale: (d_head as f64).powf(-0.5),
-            cap: None,
-            windows: vec![None; n_layers],
-            qk_norm: None,
-        },
+        attention: AttentionConfig::plain(true, d_head, n_layers),
         activation: fields.activation("hidden_act", "gelu")?,
         gated: false,
         biases: Biases {
@@ -69,10 +57,7 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
             mlp: true,
         },
         embed_scale: 1.0,
-        unembed: match fields.flag("tie_word_embeddings", false)? {
-            true => Unembed::Tied,
-            false => Unembed::Own,
-        },
+        unembed: fields.unembed(false)?,
         logit_cap: None,
         bos: fields.ids("bos_token_id")?.first().copied(),
         eos: fields.ids("eos_token_id")?,

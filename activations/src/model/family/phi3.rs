@@ -1,6 +1,6 @@
 //! Phi-3: Llama with one tensor for queries, keys and values, one for gate and up, and a window in some checkpoints.
 
-use super::fields::{Fields, LlamaDefaults, RotaryDefaults};
+use super::fields::{Fields, LlamaDefaults};
 use super::{Family, Param, Place, llama};
 use crate::model::config::ModelConfig;
 
@@ -18,13 +18,6 @@ fn config(fields: &Fields) -> Result<ModelConfig, String> {
         ..LlamaDefaults::LLAMA
     })?;
     config.attention.windows = fields.windows(config.n_layers, |_| true)?;
-    config.positions = fields.rotary(
-        config.d_head,
-        RotaryDefaults {
-            theta: 10_000.0,
-            share: 1.0,
-        },
-    )?;
     Ok(config)
 }
 

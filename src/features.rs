@@ -12,7 +12,7 @@ use activations::store::Store;
 use activations::tokenizer::Tokenizer;
 use activations::{ContextSource, Device, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
-use sae::dictionary::Sae;
+use sae::dictionary::{DictionaryCard, Sae};
 use sae::index::{BuildOptions, IndexManifest, Naming, build, estimate};
 
 use crate::bars::{Bars, count, grouped};
@@ -127,6 +127,12 @@ pub enum Source<'a> {
     },
 }
 
+/// Latents that fire for a token: as many as the dictionary allows, or as were seen.
+fn active(sae: &Sae, card: &DictionaryCard) -> usize {
+    let seen = card.held_out.map(|quality| quality.l0.ceil() as usize);
+    sae.sparsifier.k().or(seen).unwrap_or(sae.d_sae())
+}
+
 /// Estimates, refuses what cannot fit, and builds the index of the dictionary `sae` in `out`.
 pub fn features(
     sae: &Path,
@@ -148,7 +154,7 @@ pub fn features(
     let needs = estimate(
         sae.d_in(),
         sae.d_sae(),
-        sae.sparsifier.slots(),
+        active(&sae, &card),
         d_vocab,
         input.tokens,
         options,

@@ -18,6 +18,8 @@ use crate::{interrupt, limits};
 Examples:
   sae train --acts acts/ --out runs/a
   sae train --acts acts/ --out runs/b --set sae.method=abs_topk --set sae.k=16 --set sae.expansion=16
+  sae train --acts acts/ --out runs/h --set sae.method=batch_topk         # or jumprelu, relu, ksparse: docs/methods.md
+  sae train --acts acts/ --out runs/i --set sae.method=jumprelu --set objective.l0.target=32
   sae train --acts vision.npy --out runs/c --set train.tokens=20000000     # [n, d] of float32 or float16, any model
   sae train --acts protein.safetensors --hook layer12 --out runs/e        # a tensor [n, d] of a file of several
   sae train --acts embeddings/ --hook vector --out runs/f                 # Parquet: a column of lists or of bytes
@@ -165,6 +167,18 @@ fn print_summary(summary: &RunSummary, out: &Path) {
         100.0 * quality.dead_share,
         count(quality.rows)
     );
+    if let Some(calibration) = &summary.calibration {
+        let thresholds = match calibration.threshold {
+            Some(threshold) => format!("one threshold, {threshold:.4}"),
+            None => "a threshold for each latent".into(),
+        };
+        say!(
+            "saved with {thresholds}: L0 {:.2} where {} was asked for, on {} rows",
+            calibration.l0,
+            calibration.target_l0,
+            count(calibration.rows)
+        );
+    }
     say!("dictionary  {}", out.join("dictionary.safetensors").display());
     say!("curves      {}", out.join("curves.svg").display());
 }

@@ -115,6 +115,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         d_in,
         d_sae,
         sparsifier: sae.sparsifier,
+        calibration: None,
         hook: None,
         model: None,
         corpus: None,
@@ -229,6 +230,7 @@ fn dictionary(d_in: usize, d_sae: usize, k: usize) -> (Sae, Vec<f32>) {
         b_enc: Tensor::zeros([d_sae], &device),
         w_dec: matrix,
         b_dec: Tensor::zeros([d_in], &device),
+        threshold: None,
         sparsifier: Sparsifier::top_k(k),
     };
     (sae, rows)

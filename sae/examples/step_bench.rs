@@ -125,23 +125,20 @@ fn main() -> Result<(), String> {
             k: o.aux,
             candidates: Tensor::<1, Int>::arange(0..(o.d_sae / 4) as i64, &device),
         });
-        let main = Selection { score: o.score, k: o.k };
+        let main = Selection::PerToken { score: o.score, k: o.k };
         let code = clock.time("encode", || {
             let centred = x.clone() - p.b_dec.clone().unsqueeze::<2>();
             encode(centred, p.w_enc.clone(), p.b_enc.clone(), main, aux)
         });
-        let (main, aux) = (code.main(), code.aux());
-        drop(code);
-        let recon = clock.time("decode", || decode(main.indices, main.values, p.w_dec.clone()));
+        let (main, aux) = (code.main, code.aux);
+        let recon = clock.time("decode", || decode(&main, p.w_dec.clone()));
+        drop(main);
         let loss = clock.time("loss", || {
             let error = x - recon - p.b_dec.clone().unsqueeze::<2>();
             let mut loss = error.clone().powi_scalar(2).mean();
             if let Some(aux) = aux {
                 let target = error.detach();
-                loss = loss
-                    + (decode(aux.indices, aux.values, p.w_dec.clone()) - target)
-                        .powi_scalar(2)
-                        .mean();
+                loss = loss + (decode(&aux, p.w_dec.clone()) - target).powi_scalar(2).mean();
             }
             loss
         });

@@ -8,21 +8,24 @@
 //! ```
 //! use sae::config::RunConfig;
 //! let config = RunConfig::from_toml("[sae]\nk = 16", &[("train.lr".into(), "1e-4".into())])?;
-//! assert_eq!((config.sae.k, config.train.lr), (16, Some(1e-4)));
+//! assert_eq!((config.sae.k, config.train.lr), (Some(16), Some(1e-4)));
 //! let error = RunConfig::from_toml("[train]\nlearn = 1.0", &[]).unwrap_err().to_string();
 //! assert!(error.contains("train.learn"));
 //! # Ok::<(), sae::Error>(())
 //! ```
 
 mod keys;
+mod method;
 
 use std::path::{Path, PathBuf};
 
 use activations::ActDtype;
 use serde::{Deserialize, Serialize};
 
+pub use self::method::Method;
+use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
-use crate::sparsifier::Sparsifier;
+use crate::objective::ObjectiveConfig;
 
 /// Name of the configuration in a run's directory.
 pub const RUN_TOML: &str = "run.toml";
@@ -35,6 +38,8 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// `[sae]`: which dictionary.
     pub sae: SaeConfig,
+    /// `[objective]`: what training minimises; a table a term.
+    pub objective: ObjectiveConfig,
     /// `[train]`: how it is trained.
     pub train: TrainConfig,
 }
@@ -60,32 +65,33 @@ pub struct DataConfig {
 }
 
 /// `[sae]`: which dictionary.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SaeConfig {
     /// The activation function.
     pub method: Method,
-    /// Latents that may fire for a token.
-    pub k: usize,
+    /// Latents that may fire for a token, or on average for a token of a batch. Default: 32, where the method has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub k: Option<usize>,
     /// Number of latents. Default: `expansion` times the width of the activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_sae: Option<usize>,
     /// Latents per dimension of the activations, where `d_sae` is not given. Default: 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expansion: Option<usize>,
-}
-
-/// An activation function by the name of its paper.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// TopK (arXiv 2406.04093): the k largest positive pre-activations.
-    #[default]
-    #[serde(rename = "topk")]
-    TopK,
-    /// AbsTopK (arXiv 2510.00404): the k largest magnitudes, signed.
-    #[serde(rename = "abs_topk")]
-    AbsTopK,
+    /// Where learned thresholds start, in the units of the trainer (`E|x|^2 = d_in`). Default: 0.01 for jumprelu.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold_init: Option<f64>,
+    /// How far from a threshold pre-activations are that it learns from. Default: 0.05 for jumprelu.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<f64>,
+    /// What the allocation becomes in the saved dictionary. Default: it stays where a token's code depends on nothing
+    /// but the token; otherwise one threshold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inference: Option<InferenceForm>,
+    /// Active latents a token that thresholds of the saved dictionary are set to. Default: `k`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inference_l0: Option<f64>,
 }
 
 /// `[train]`: how the dictionary is trained.
@@ -161,17 +167,6 @@ impl Default for DataConfig {
     }
 }
 
-impl Default for SaeConfig {
-    fn default() -> Self {
-        Self {
-            method: Method::default(),
-            k: 32,
-            d_sae: None,
-            expansion: None,
-        }
-    }
-}
-
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
@@ -240,14 +235,6 @@ impl RunConfig {
         toml::to_string(self).map_err(|e| Error::Invalid(format!("the configuration cannot be written as TOML: {e}")))
     }
 
-    /// The activation function.
-    pub fn sparsifier(&self) -> Sparsifier {
-        match self.sae.method {
-            Method::TopK => Sparsifier::top_k(self.sae.k),
-            Method::AbsTopK => Sparsifier::abs_top_k(self.sae.k),
-        }
-    }
-
     /// The keys in which two configurations differ, each with both values: `sae.k: 32 here, 16 there`.
     pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
         keys::differences(self, other)
@@ -273,7 +260,7 @@ impl RunConfig {
         }
         self.validate_counts()?;
         self.validate_numbers()?;
-        self.sparsifier().validate(self.sae.d_sae.unwrap_or(usize::MAX))?;
+        self.validate_method(self.sae.d_sae)?;
         let device: activations::Result<activations::Device> = self.train.device.parse();
         device.map_err(|e| Error::config("train.device", e.to_string()))?;
         Ok(())
@@ -285,6 +272,7 @@ impl RunConfig {
             ("data.mix_memory_mib", Some(self.data.mix_memory_mib)),
             ("data.held_out_rows", self.data.held_out_rows),
             ("sae.d_sae", sae.d_sae.map(|n| n as u64)),
+            ("sae.k", sae.k.map(|n| n as u64)),
             ("sae.expansion", sae.expansion.map(|n| n as u64)),
             ("train.steps", train.steps),
             ("train.tokens", train.tokens),

@@ -15,16 +15,18 @@
 
 mod card;
 mod file;
+mod inference;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-pub use self::card::{DictionaryCard, HeldOut};
+pub use self::card::{Calibration, DictionaryCard, HeldOut};
 pub(crate) use self::file::read_finite;
 pub use self::file::{CARD, PARAMETERS};
+pub use self::inference::{InferenceForm, Visit};
 use crate::code::{HostCode, SparseCode, to_host};
 use crate::error::{Error, Result};
-use crate::kernels;
-use crate::sparsifier::Sparsifier;
+use crate::kernels::{self, Selection};
+use crate::sparsifier::{Allocation, Sparsifier};
 
 /// Values that work on rows holds at a time: 64 MiB.
 const PIECE_VALUES: usize = 1 << 24;
@@ -40,6 +42,8 @@ pub struct Sae {
     pub w_dec: Tensor<2>,
     /// `[d_in]`
     pub b_dec: Tensor<1>,
+    /// What a latent's score has to be above to fire, `[d_sae]`; there if [`Sparsifier::has_threshold`].
+    pub threshold: Option<Tensor<1>>,
     /// Which latents fire.
     pub sparsifier: Sparsifier,
 }
@@ -60,7 +64,28 @@ impl Sae {
         self.w_enc.device()
     }
 
-    /// The code of `x: [batch, d_in]`, raw activations.
+    /// What the kernels select for it.
+    ///
+    /// # Panics
+    /// If a sparsifier that has thresholds has none: loading and building see to it.
+    pub fn selection(&self) -> Selection {
+        let score = self.sparsifier.score;
+        let thresholds = || self.threshold.clone().expect("a dictionary with thresholds has them");
+        match self.sparsifier.allocation {
+            Allocation::PerToken { k } => Selection::PerToken { score, k },
+            Allocation::PerBatch { k } => Selection::PerBatch { score, k },
+            Allocation::All => Selection::Above {
+                score,
+                bars: Tensor::zeros([self.d_sae()], &self.device()),
+            },
+            Allocation::Threshold => Selection::Above {
+                score,
+                bars: thresholds(),
+            },
+        }
+    }
+
+    /// The code of `x: [batch, d_in]`, raw activations. Where the batch shares a budget, `x` is the batch.
     ///
     /// # Errors
     /// [`Error::Invalid`] when `x` has another width.
@@ -73,31 +98,30 @@ impl Sae {
             )));
         }
         let centred = x - self.b_dec.clone().unsqueeze();
-        let selection = self.sparsifier.selection();
-        Ok(kernels::encode(centred, self.w_enc.clone(), self.b_enc.clone(), selection, None).main())
+        Ok(kernels::encode(centred, self.w_enc.clone(), self.b_enc.clone(), self.selection(), None).main)
     }
 
     /// The reconstruction of a code, `[batch, d_in]`, in the units of the activations.
     pub fn decode(&self, code: &SparseCode) -> Tensor<2> {
-        let recon = kernels::decode(code.indices.clone(), code.values.clone(), self.w_dec.clone());
+        let recon = kernels::decode(code, self.w_dec.clone());
         recon + self.b_dec.clone().unsqueeze()
     }
 
     /// The code of rows on the host. `x: [rows, d_in]`, raw activations.
     ///
-    /// Works in pieces, so that a device that holds pre-activations needs 64 MiB for them however many rows there are.
+    /// Works in pieces, so that a device that holds pre-activations needs 64 MiB for them however many rows there are;
+    /// but where a batch shares a budget, all rows are one batch.
     ///
     /// # Errors
     /// [`Error::Invalid`] when `x` is not whole rows, or with what the device said.
     pub fn encode_rows(&self, x: &[f32]) -> Result<HostCode> {
-        let mut all = HostCode {
-            slots: self.sparsifier.slots(),
-            ..HostCode::default()
+        let values_per_row = match self.sparsifier.is_inference_form() {
+            true => self.d_sae(),
+            false => 0,
         };
-        for piece in self.pieces(x, self.d_sae())? {
-            let code = self.encode(piece)?.to_host()?;
-            all.indices.extend(code.indices);
-            all.values.extend(code.values);
+        let mut all = HostCode::default();
+        for piece in self.pieces(x, values_per_row)? {
+            all.append(self.encode(piece)?.to_host()?);
         }
         Ok(all)
     }
@@ -118,18 +142,12 @@ impl Sae {
             )));
         }
         let mut all = Vec::with_capacity(code.batch() * self.d_in());
-        let rows = (PIECE_VALUES / (code.slots * self.d_in()).max(1)).max(1);
-        let slots = (rows * code.slots).max(1);
-        for (indices, values) in code.indices.chunks(slots).zip(code.values.chunks(slots)) {
-            let piece = HostCode {
-                slots: code.slots,
-                indices: indices.to_vec(),
-                values: values.to_vec(),
-            };
-            all.extend(to_host::<f32>(
-                self.decode(&SparseCode::from_host(piece, &self.device()))
-                    .try_into_data(),
-            )?);
+        let widest = code.rows.ranges().map(|r| r.len()).max().unwrap_or(0);
+        let rows = (PIECE_VALUES / (widest * self.d_in()).max(1)).max(1);
+        for start in (0..code.batch()).step_by(rows) {
+            let piece = code.part(start..code.batch().min(start + rows));
+            let piece = SparseCode::from_host(piece.never_empty(), &self.device());
+            all.extend(to_host::<f32>(self.decode(&piece).try_into_data())?);
         }
         Ok(all)
     }
@@ -144,17 +162,19 @@ impl Sae {
 
     /// The dictionary of raw activations `x` that does what this one does to `scale * x`.
     ///
-    /// Selecting and decoding are homogeneous, so only the biases change: with both divided by `scale`, `pre`, code
-    /// and reconstruction are all `1 / scale` times what they were, and the decoder keeps its unit rows.
+    /// Selecting and decoding are homogeneous, so only the biases and thresholds change: with them divided by `scale`,
+    /// `pre`, code and reconstruction are all `1 / scale` times what they were, and the decoder keeps its unit rows.
     pub fn fold_input_scale(self, scale: f32) -> Self {
         Self {
             b_enc: self.b_enc / scale,
             b_dec: self.b_dec / scale,
+            threshold: self.threshold.map(|t| t / scale),
             ..self
         }
     }
 
-    /// `x: [rows, d_in]` as tensors of so many rows that `values_per_row` values a row stay within 64 MiB.
+    /// `x: [rows, d_in]` as tensors of so many rows that `values_per_row` values a row stay within 64 MiB; all rows if
+    /// that is 0.
     fn pieces<'a>(&'a self, x: &'a [f32], values_per_row: usize) -> Result<impl Iterator<Item = Tensor<2>> + 'a> {
         let d_in = self.d_in();
         if !x.len().is_multiple_of(d_in) {
@@ -163,7 +183,10 @@ impl Sae {
                 x.len()
             )));
         }
-        let rows = (PIECE_VALUES / values_per_row).max(1);
+        let rows = match values_per_row {
+            0 => (x.len() / d_in).max(1),
+            n => (PIECE_VALUES / n).max(1),
+        };
         let device = self.device();
         Ok(x.chunks(rows * d_in)
             .map(move |piece| Tensor::from_data(TensorData::new(piece.to_vec(), [piece.len() / d_in, d_in]), &device)))

@@ -17,7 +17,7 @@ pub mod sparsifier;
 mod tensor_file;
 pub mod train;
 
-pub use code::{HostCode, SparseCode};
+pub use code::{HostCode, Rows, SparseCode};
 pub use dictionary::{DictionaryCard, Sae};
 pub use error::{Error, Result};
 pub use sparsifier::{Allocation, Score, Sparsifier};

@@ -3,15 +3,31 @@
 //! Every term has the same face: it sees the [`Forward`] pass and gives one number, or nothing where it has no say
 //! about this batch. Its value is reported under its name, unweighted; the weighted sum is the loss. A term divides by
 //! a variance, so that weights mean the same whatever the units of the activations.
+//!
+//! The struct of a term *is* its table in `run.toml`: `[objective.l1]` is [`L1`]. Adding one is a file and a line in
+//! the list below.
 
 mod aux_k;
+mod l0;
+mod l1;
 mod mse;
+mod tanh;
+mod tilted;
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
-use crate::code::to_host;
-use crate::error::Result;
-use crate::kernels::Selected;
+pub use self::aux_k::AuxK;
+pub use self::l0::L0;
+pub use self::l1::L1;
+pub use self::mse::{Mse, Normalize};
+pub use self::tanh::Tanh;
+pub use self::tilted::Tilted;
+use crate::code::{SparseCode, to_host};
+use crate::config::Method;
+use crate::error::{Error, Result};
+use crate::kernels::decode;
+use crate::sparsifier::Near;
 
 /// One pass over a batch, as the terms see it. All in the units of the trainer, on the autodiff device.
 pub struct Forward {
@@ -19,51 +35,165 @@ pub struct Forward {
     pub x: Tensor<2>,
     /// Their reconstruction, `b_dec` included. `[batch, d_in]`
     pub recon: Tensor<2>,
-    /// The codes: the main one, and one over the dead latents if there are any.
-    pub selected: Selected,
+    /// The code.
+    pub code: SparseCode,
+    /// Whether values can be negative.
+    pub signed: bool,
+    /// The code over the dead latents, if there are any.
+    pub aux: Option<SparseCode>,
+    /// The pre-activations and thresholds of the code's entries, where thresholds are learned.
+    pub near: Option<Near>,
     /// The decoder, for terms that decode on their own. `[d_sae, d_in]`
     pub w_dec: Tensor<2>,
+    /// The decoder's bias. `[d_in]`
+    pub b_dec: Tensor<1>,
     /// Number of dead latents.
     pub n_dead: usize,
     /// Mean over the data of `|x - mean|^2`, summed over `d_in`: the error of the best constant.
     pub variance: f64,
+    /// Which step of the run this is.
+    pub moment: Moment,
 }
 
-/// One term.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Term {
-    /// Reconstruction error over the variance: the training batch's FVU. See `objective/mse.rs`.
-    Mse,
-    /// How well dead latents explain what the others leave. See `objective/aux_k.rs`.
-    AuxK {
-        /// The number of dead latents from which on the term has its full weight.
-        full_at: usize,
-    },
+/// A step of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Counted from 0.
+    pub step: u64,
+    /// Of the whole run.
+    pub steps: u64,
+    /// Of the run: what a term draws depends on this and on the step alone.
+    pub seed: u64,
 }
 
-impl Term {
-    /// The name it is reported under.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Mse => "mse",
-            Self::AuxK { .. } => "aux_k",
-        }
+impl Moment {
+    /// The share of a weight that rises over the first `share` of the run: 1 from there on, and never 0.
+    pub fn warmed_up(&self, share: f64) -> f64 {
+        let steps = share * self.steps as f64;
+        ((self.step + 1) as f64 / (steps + 1.0)).min(1.0)
     }
+}
+
+/// What a term may have to know of the dictionary to say that its configuration cannot be.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// The method of `sae.method`.
+    pub method: Method,
+    /// Number of latents, once it is known.
+    pub d_sae: Option<usize>,
+}
+
+/// The face of a term.
+trait Face {
+    /// What its value is multiplied by at a step; 0 where it is reported and not minimised.
+    fn weight(&self, moment: Moment) -> f64;
 
     /// Its value for a pass, `[1]`; `None` where it has nothing to say.
-    pub fn value(&self, pass: &Forward) -> Option<Tensor<1>> {
-        match *self {
-            Self::Mse => Some(mse::value(pass)),
-            Self::AuxK { full_at } => aux_k::value(pass, full_at),
+    fn value(&self, pass: &Forward) -> Option<Tensor<1>>;
+
+    /// Refuses what cannot be. `key` is its table, `objective.l1`.
+    fn validate(&self, key: &str, about: About) -> Result<()>;
+
+    /// Whether it is an error of reconstruction: without any, there is the mean squared error.
+    fn reconstructs(&self) -> bool {
+        false
+    }
+
+    /// Whether it keeps latents silent.
+    fn sparsifies(&self) -> bool {
+        false
+    }
+}
+
+/// From a list of terms, `[objective]` with a table each, and the enum of them.
+macro_rules! terms {
+    ($($(#[$meta:meta])* $name:ident: $term:ident),* $(,)?) => {
+        /// `[objective]`: the terms of the loss, a table each.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct ObjectiveConfig {
+            $(
+                $(#[$meta])*
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $name: Option<$term>,
+            )*
         }
+
+        /// One term.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Term {
+            $($(#[$meta])* $term($term),)*
+            /// How well dead latents explain what the others leave, `train.aux_weight`.
+            AuxK(AuxK),
+        }
+
+        impl ObjectiveConfig {
+            /// The terms that are asked for.
+            fn terms(&self) -> Vec<Term> {
+                let mut terms = Vec::new();
+                $(terms.extend(self.$name.clone().map(Term::$term));)*
+                terms
+            }
+
+            /// Every term, for the list of all keys.
+            pub(crate) fn complete() -> Self {
+                Self { $($name: Some($term::complete()),)* }
+            }
+        }
+
+        impl Term {
+            /// The name it is reported under.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$term(_) => stringify!($name),)*
+                    Self::AuxK(_) => "aux_k",
+                }
+            }
+
+            fn face(&self) -> &dyn Face {
+                match self {
+                    $(Self::$term(term) => term,)*
+                    Self::AuxK(term) => term,
+                }
+            }
+        }
+    };
+}
+
+terms! {
+    /// The mean squared error.
+    mse: Mse,
+    /// Tilted risk: rare and hard tokens count more.
+    tilted: Tilted,
+    /// The sum of the values, weighted by the decoder's norms.
+    l1: L1,
+    /// The number of latents that fire, through learned thresholds.
+    l0: L0,
+    /// The number of latents that fire, smoothly.
+    tanh: Tanh,
+}
+
+impl ObjectiveConfig {
+    /// # Errors
+    /// [`Error::Config`] naming the keys of a term that cannot be, or that does not go with the method.
+    pub fn validate(&self, about: About) -> Result<()> {
+        for term in self.terms() {
+            term.face().validate(&format!("objective.{}", term.name()), about)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a term keeps latents silent.
+    pub fn sparsifies(&self) -> bool {
+        self.terms().iter().any(|term| term.face().sparsifies())
     }
 }
 
 /// Terms with their weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Objective {
-    /// Each with the weight that it enters the loss with.
-    pub terms: Vec<(Term, f64)>,
+    /// The mean squared error is always the first.
+    pub terms: Vec<Term>,
 }
 
 /// The value of an objective for a pass.
@@ -75,11 +205,28 @@ pub struct Loss {
 }
 
 impl Objective {
-    /// Reconstruction, and the auxiliary loss for dead latents where its weight is not 0.
-    pub fn standard(aux_weight: f64, full_at: usize) -> Self {
-        let mut terms = vec![(Term::Mse, 1.0)];
+    /// The terms of `config`, and the auxiliary loss for dead latents where its weight is not 0.
+    ///
+    /// The mean squared error is there whether asked for or not, so that runs under different objectives can be
+    /// compared; it is minimised only if it is asked for or nothing else reconstructs.
+    pub fn new(config: &ObjectiveConfig, aux_weight: f64, full_at: usize) -> Self {
+        let mut terms = config.terms();
+        if config.mse.is_none() {
+            let weight = match terms.iter().any(|term| term.face().reconstructs()) {
+                true => 0.0,
+                false => 1.0,
+            };
+            let mse = Mse {
+                weight,
+                ..Mse::default()
+            };
+            terms.insert(0, Term::Mse(mse));
+        }
         if aux_weight > 0.0 {
-            terms.push((Term::AuxK { full_at }, aux_weight));
+            terms.push(Term::AuxK(AuxK {
+                weight: aux_weight,
+                full_at,
+            }));
         }
         Self { terms }
     }
@@ -91,13 +238,16 @@ impl Objective {
     pub fn loss(&self, pass: &Forward) -> Loss {
         let mut parts = Vec::with_capacity(self.terms.len());
         let mut total: Option<Tensor<1>> = None;
-        for (term, weight) in &self.terms {
-            let Some(value) = term.value(pass) else { continue };
-            let weighted = value.clone() * *weight;
-            total = Some(match total {
-                Some(total) => total + weighted,
-                None => weighted,
-            });
+        for term in &self.terms {
+            let Some(value) = term.face().value(pass) else { continue };
+            let weight = term.face().weight(pass.moment);
+            if weight != 0.0 {
+                let weighted = value.clone() * weight;
+                total = Some(match total {
+                    Some(total) => total + weighted,
+                    None => weighted,
+                });
+            }
             parts.push((term.name(), value));
         }
         Loss {
@@ -116,6 +266,61 @@ impl Loss {
         let number = |t: &Tensor<1>| -> Result<f32> { Ok(to_host::<f32>(t.clone().try_into_data())?[0]) };
         let parts = self.parts.iter().map(|(name, t)| Ok((*name, number(t)?)));
         Ok((number(&self.total)?, parts.collect::<Result<_>>()?))
+    }
+}
+
+/// `|x - recon|^2` summed over `d_in`: `[batch, 1]`.
+fn row_errors(pass: &Forward) -> Tensor<2> {
+    let error = pass.recon.clone() - pass.x.clone();
+    (error.clone() * error).sum_dim(1)
+}
+
+/// The values of the code times the norms of their latents' decoder rows: `[entries]`.
+fn weighted_values(pass: &Forward) -> Tensor<1> {
+    let norms = (pass.w_dec.clone() * pass.w_dec.clone()).sum_dim(1).sqrt();
+    let [d_sae, _] = norms.dims();
+    let norms = norms.reshape([d_sae]).select(0, pass.code.indices.clone());
+    // Values that are never negative are their own size, and the slope at 0 reaches thresholds just above them.
+    let sizes = match pass.signed {
+        true => pass.code.values.clone().abs(),
+        false => pass.code.values.clone(),
+    };
+    sizes * norms
+}
+
+/// The sums over each row of `values`, which belong to the entries of the code: `[batch, 1]`.
+fn row_sums(pass: &Forward, values: Tensor<1>) -> Tensor<2> {
+    let [d_sae, _] = pass.w_dec.dims();
+    let code = SparseCode {
+        values,
+        ..pass.code.clone()
+    };
+    decode(&code, Tensor::ones([d_sae, 1], &pass.w_dec.device()))
+}
+
+/// Refuses a number that is not finite or not in the range that `good` tells.
+fn check(key: &str, name: &str, value: f64, expected: &str, good: bool) -> Result<()> {
+    match good && value.is_finite() {
+        true => Ok(()),
+        false => Err(Error::config(
+            format!("{key}.{name}"),
+            format!("is {value}, expected {expected}"),
+        )),
+    }
+}
+
+/// Refuses a weight that is negative, or a warm-up that is no share of the run.
+fn check_weight(key: &str, weight: f64, warmup_share: Option<f64>) -> Result<()> {
+    check(key, "weight", weight, "0 or more", weight >= 0.0)?;
+    match warmup_share {
+        Some(share) => check(
+            key,
+            "warmup_share",
+            share,
+            "a share of the run between 0 and 1",
+            (0.0..=1.0).contains(&share),
+        ),
+        None => Ok(()),
     }
 }
 

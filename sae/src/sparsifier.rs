@@ -2,12 +2,26 @@
 //!
 //! Every activation function of a sparse autoencoder is one step of proximal gradient descent,
 //! `z = prox(x W_enc^T + b_enc)` (arXiv 2510.00404), and every such step keeps the pre-activations that win under a
-//! score. TopK (arXiv 2406.04093) and AbsTopK (arXiv 2510.00404) differ in the score alone.
+//! score. So the methods of the papers are cells of one table, and a new one is a new row or a new column:
+//!
+//! | | `positive` | `magnitude` | `value` |
+//! |---|---|---|---|
+//! | `per_token` | TopK (2406.04093) | AbsTopK (2510.00404) | k-sparse (1312.5663) |
+//! | `per_batch` | BatchTopK (2412.06410), mutual choice (2411.02124) | its magnitude form | |
+//! | `all` | ReLU (2309.08600) | | |
+//! | `threshold` | JumpReLU (2407.14435) | inference of the signed | inference of k-sparse |
+//!
+//! What a batch shares cannot be used for one token alone. Every allocation has therefore an **inference form**, in
+//! which each token is by itself: itself where it is that already, or [`Allocation::Threshold`], calibrated by
+//! [`Sae::into_inference`](crate::Sae::into_inference). The thresholds are a parameter of the dictionary.
+
+mod jump;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::jump::Near;
+
 use crate::error::{Error, Result};
-use crate::kernels::Selection;
 
 /// What a latent's pre-activation `u` competes with, and what value it takes when it wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,23 +31,34 @@ pub enum Score {
     Positive,
     /// The score is `|u|` and the value is `u`: latents have two poles.
     Magnitude,
+    /// Score and value are `u`, below zero too: a linear code.
+    Value,
 }
 
 impl Score {
-    /// The score of a pre-activation, at least 0. Larger wins; NaN scores 0, so that it never beats a number.
+    /// The score of a pre-activation. Larger wins. A NaN has the least score there is, so that it never beats a number.
     pub fn of(self, pre: f32) -> f32 {
         match self {
             Self::Positive => pre.max(0.0),
             Self::Magnitude => pre.abs().max(0.0),
+            Self::Value => pre.max(f32::MIN),
         }
     }
 
-    /// The value of a winner.
+    /// The value of a winner; 0 for a NaN.
     pub fn value(self, pre: f32) -> f32 {
         match self {
             Self::Positive => pre.max(0.0),
-            Self::Magnitude if pre.is_nan() => 0.0,
-            Self::Magnitude => pre,
+            Self::Magnitude | Self::Value if pre.is_nan() => 0.0,
+            Self::Magnitude | Self::Value => pre,
+        }
+    }
+
+    /// A score that nothing has which may never fire: winners are above it.
+    pub fn floor(self) -> f32 {
+        match self {
+            Self::Positive | Self::Magnitude => 0.0,
+            Self::Value => f32::MIN,
         }
     }
 }
@@ -47,6 +72,15 @@ pub enum Allocation {
         /// At least 1 and at most `d_sae`.
         k: usize,
     },
+    /// The `k * batch` best of all latents of all tokens of a batch: a token gets what it deserves beside the others.
+    PerBatch {
+        /// Mean over the tokens of a batch; at least 1 and at most `d_sae`.
+        k: usize,
+    },
+    /// Whoever scores at all: nothing but a penalty keeps latents silent.
+    All,
+    /// Whoever scores more than its latent's threshold, [`Sae::threshold`](crate::Sae::threshold).
+    Threshold,
 }
 
 /// A score with an allocation: the activation function of a dictionary.
@@ -60,63 +94,91 @@ pub struct Sparsifier {
 }
 
 impl Sparsifier {
+    /// A cell of the table.
+    pub fn new(score: Score, allocation: Allocation) -> Self {
+        Self { score, allocation }
+    }
+
     /// TopK: the `k` largest of `max(pre, 0)` (arXiv 2406.04093).
     pub fn top_k(k: usize) -> Self {
-        Self {
-            score: Score::Positive,
-            allocation: Allocation::PerToken { k },
-        }
+        Self::new(Score::Positive, Allocation::PerToken { k })
     }
 
     /// AbsTopK: the `k` largest of `|pre|`, with their signs (arXiv 2510.00404).
     pub fn abs_top_k(k: usize) -> Self {
-        Self {
-            score: Score::Magnitude,
-            allocation: Allocation::PerToken { k },
-        }
+        Self::new(Score::Magnitude, Allocation::PerToken { k })
     }
 
-    /// Slots a token's code needs: the width of a padded [`SparseCode`](crate::code::SparseCode).
-    pub fn slots(&self) -> usize {
+    /// BatchTopK: the `k * batch` largest of a batch's `max(pre, 0)` (arXiv 2412.06410).
+    pub fn batch_top_k(k: usize) -> Self {
+        Self::new(Score::Positive, Allocation::PerBatch { k })
+    }
+
+    /// The number of latents that a token has by construction, exactly or on average over a batch.
+    pub fn k(&self) -> Option<usize> {
         match self.allocation {
-            Allocation::PerToken { k } => k,
+            Allocation::PerToken { k } | Allocation::PerBatch { k } => Some(k),
+            Allocation::All | Allocation::Threshold => None,
         }
     }
 
-    /// What the kernels select for it.
-    pub fn selection(&self) -> Selection {
-        let Allocation::PerToken { k } = self.allocation;
-        Selection { score: self.score, k }
+    /// The same with another [`Sparsifier::k`]; unchanged where there is none.
+    pub fn with_k(self, k: usize) -> Self {
+        let allocation = match self.allocation {
+            Allocation::PerToken { .. } => Allocation::PerToken { k },
+            Allocation::PerBatch { .. } => Allocation::PerBatch { k },
+            other => other,
+        };
+        Self { allocation, ..self }
+    }
+
+    /// Whether a token's code depends on nothing but the token.
+    pub fn is_inference_form(&self) -> bool {
+        !matches!(self.allocation, Allocation::PerBatch { .. })
+    }
+
+    /// Whether the dictionary has thresholds.
+    pub fn has_threshold(&self) -> bool {
+        self.allocation == Allocation::Threshold
     }
 
     /// Whether values can be negative.
     pub fn is_signed(&self) -> bool {
-        self.score == Score::Magnitude
+        self.score != Score::Positive
     }
 
     /// The name people know: `TopK(32)`.
     pub fn name(&self) -> String {
-        let Allocation::PerToken { k } = self.allocation;
-        match self.score {
-            Score::Positive => format!("TopK({k})"),
-            Score::Magnitude => format!("AbsTopK({k})"),
+        let score = match self.score {
+            Score::Positive => "",
+            Score::Magnitude => "Abs",
+            Score::Value => "Linear",
+        };
+        match (self.score, self.allocation) {
+            (Score::Value, Allocation::PerToken { k }) => format!("KSparse({k})"),
+            (_, Allocation::PerToken { k }) => format!("{score}TopK({k})"),
+            (_, Allocation::PerBatch { k }) => format!("{score}BatchTopK({k})"),
+            (_, Allocation::All) => format!("{score}ReLU"),
+            (_, Allocation::Threshold) => format!("{score}JumpReLU"),
         }
     }
 
     /// # Errors
-    /// [`Error::Config`] naming `sae.k` when it is 0 or over `d_sae`.
+    /// [`Error::Config`] naming `sae.k` when it is 0 or over `d_sae`; when the score is one under which everybody
+    /// would always fire.
     pub fn validate(&self, d_sae: usize) -> Result<()> {
-        let Allocation::PerToken { k } = self.allocation;
-        if k == 0 {
-            return Err(Error::config("sae.k", "is 0: at least one latent has to fire"));
-        }
-        if k > d_sae {
-            return Err(Error::config(
+        match (self.k(), self.allocation, self.score) {
+            (Some(0), ..) => Err(Error::config("sae.k", "is 0: at least one latent has to fire")),
+            (Some(k), ..) if k > d_sae => Err(Error::config(
                 "sae.k",
                 format!("is {k}, more than the {d_sae} latents of sae.d_sae"),
-            ));
+            )),
+            (_, Allocation::All, Score::Magnitude | Score::Value) => Err(Error::Invalid(format!(
+                "a code of all latents by {:?} is not sparse: only positive ones can stay silent",
+                self.score
+            ))),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -126,20 +188,42 @@ mod tests {
 
     #[test]
     fn k_over_d_sae_is_refused_and_names_both_keys() {
-        let error = Sparsifier::top_k(65).validate(64).unwrap_err().to_string();
-        assert!(
-            error.contains("sae.k") && error.contains("65") && error.contains("64") && error.contains("sae.d_sae"),
-            "{error}"
-        );
+        for sparsifier in [Sparsifier::top_k(65), Sparsifier::batch_top_k(65)] {
+            let error = sparsifier.validate(64).unwrap_err().to_string();
+            assert!(
+                error.contains("sae.k") && error.contains("65") && error.contains("64") && error.contains("sae.d_sae"),
+                "{error}"
+            );
+        }
         assert!(Sparsifier::top_k(0).validate(64).is_err());
         assert!(Sparsifier::abs_top_k(64).validate(64).is_ok());
+        assert!(Sparsifier::new(Score::Value, Allocation::All).validate(64).is_err());
     }
 
     #[test]
     fn a_sparsifier_survives_json() {
-        let before = Sparsifier::abs_top_k(7);
-        let json = serde_json::to_string(&before).unwrap();
-        assert_eq!(json, r#"{"score":"magnitude","allocation":{"kind":"per_token","k":7}}"#);
-        assert_eq!(serde_json::from_str::<Sparsifier>(&json).unwrap(), before);
+        for (before, expected) in [
+            (
+                Sparsifier::abs_top_k(7),
+                r#"{"score":"magnitude","allocation":{"kind":"per_token","k":7}}"#,
+            ),
+            (
+                Sparsifier::new(Score::Positive, Allocation::Threshold),
+                r#"{"score":"positive","allocation":{"kind":"threshold"}}"#,
+            ),
+        ] {
+            let json = serde_json::to_string(&before).unwrap();
+            assert_eq!(json, expected);
+            assert_eq!(serde_json::from_str::<Sparsifier>(&json).unwrap(), before);
+        }
+    }
+
+    #[test]
+    fn scores_and_values_of_what_is_no_number_never_win() {
+        for score in [Score::Positive, Score::Magnitude, Score::Value] {
+            assert!(score.of(f32::NAN) <= score.floor(), "{score:?}");
+            assert_eq!(score.value(f32::NAN), 0.0);
+            assert!(score.of(0.5) > score.floor());
+        }
     }
 }

@@ -40,7 +40,7 @@ use self::read_ahead::ReadAhead;
 use self::run_dir::RunDir;
 use self::trainer::{Step, Trainer};
 use crate::config::RunConfig;
-use crate::dictionary::{DictionaryCard, HeldOut};
+use crate::dictionary::{Calibration, DictionaryCard, HeldOut, Sae};
 use crate::error::{Error, Result};
 
 /// In a run's directory, the copy of activations that cannot be read in place: see [`Activations::prepare`].
@@ -50,7 +50,7 @@ pub const COPY: &str = "acts.safetensors";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSummary {
-    /// The activation function: `TopK(32)`.
+    /// The activation function in training: `TopK(32)`.
     pub method: String,
     /// Width of an activation.
     pub d_in: usize,
@@ -62,8 +62,11 @@ pub struct RunSummary {
     pub tokens: u64,
     /// Wall-clock time of the loop, interruptions left out.
     pub seconds: f64,
-    /// Quality on the held-out rows.
+    /// Quality on the held-out rows, of the dictionary as it is saved.
     pub held_out: HeldOut,
+    /// How the thresholds of the saved dictionary were set, where they were not learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
 }
 
 /// Opens the activations of `config`, fills in what it leaves open, and estimates what the run will take.
@@ -125,7 +128,7 @@ pub fn run(
     progress.begin("train", Some(plan.tokens()), "tokens");
     progress.advance(trainer.steps_done() * plan.batch as u64);
     let mut batches = ReadAhead::new(reader, plan.batch);
-    let mut held_out = None;
+    let (mut held_out, mut last) = (None, None);
     let mut clock = Instant::now();
     while trainer.steps_done() < plan.steps {
         if stop.requested() {
@@ -143,7 +146,10 @@ pub fn run(
         let done = trainer.steps_done();
         let due = |every: u64| done.is_multiple_of(every) || done == plan.steps;
         if due(plan.eval_every) {
-            held_out = Some(evaluate::held_out(&trainer.dictionary(), &acts, &plan)?);
+            let measured = measure(&trainer, &acts, &plan)?;
+            held_out = Some(measured.held_out);
+            // Kept for the end alone: it shares the parameters, which are updated in place while nobody does.
+            last = Some(measured).filter(|_| done == plan.steps);
         }
         if due(plan.log_every) || due(plan.eval_every) {
             let measured = held_out.filter(|_| due(plan.eval_every));
@@ -161,32 +167,44 @@ pub fn run(
             dir.save(&trainer, batches.state(), seconds, &mut log)?;
         }
     }
-    let summary = finish(&trainer, &acts, &plan, out, held_out, seconds)?;
+    // A run that was killed behind its last checkpoint comes here without a step.
+    let measured = last.map_or_else(|| measure(&trainer, &acts, &plan), Ok)?;
+    let summary = finish(measured, &acts, &plan, out, seconds)?;
     progress.finish();
     Ok((Outcome::Finished, Some(summary)))
 }
 
+/// The dictionary as it would be saved now, and its quality.
+struct Measured {
+    sae: Sae,
+    calibration: Option<Calibration>,
+    held_out: HeldOut,
+}
+
+fn measure(trainer: &Trainer, acts: &Activations, plan: &TrainPlan) -> Result<Measured> {
+    let (sae, calibration) = evaluate::inference(trainer.dictionary(), acts, plan)?;
+    let held_out = evaluate::held_out(&sae, acts, plan)?;
+    Ok(Measured {
+        sae,
+        calibration,
+        held_out,
+    })
+}
+
 /// Writes the dictionary with its card, and the summary last: it says that the run is finished.
-fn finish(
-    trainer: &Trainer,
-    acts: &Activations,
-    plan: &TrainPlan,
-    out: &Path,
-    held_out: Option<HeldOut>,
-    seconds: f64,
-) -> Result<RunSummary> {
-    let sae = trainer.dictionary();
-    // A run that was killed behind its last checkpoint comes here without a step.
-    let held_out = match held_out {
-        Some(measured) => measured,
-        None => evaluate::held_out(&sae, acts, plan)?,
-    };
+fn finish(measured: Measured, acts: &Activations, plan: &TrainPlan, out: &Path, seconds: f64) -> Result<RunSummary> {
+    let Measured {
+        sae,
+        calibration,
+        held_out,
+    } = measured;
     let origin = acts.origin();
     let card = DictionaryCard {
         version: DictionaryCard::VERSION,
         d_in: plan.d_in,
         d_sae: plan.d_sae,
         sparsifier: sae.sparsifier,
+        calibration,
         hook: origin.hook,
         model: origin.model,
         corpus: origin.corpus,
@@ -197,13 +215,14 @@ fn finish(
     sae.save(out, &card)?;
     curves::draw(out)?;
     let summary = RunSummary {
-        method: sae.sparsifier.name(),
+        method: plan.config.sparsifier().name(),
         d_in: plan.d_in,
         d_sae: plan.d_sae,
         steps: plan.steps,
         tokens: plan.tokens(),
         seconds,
         held_out,
+        calibration,
     };
     run_dir::write_summary(out, &summary)?;
     Ok(summary)

@@ -3,7 +3,9 @@
 use toml::{Table, Value};
 
 use super::{DataConfig, RunConfig, SaeConfig, TrainConfig};
+use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
+use crate::objective::ObjectiveConfig;
 
 /// Names further than this from a key are no suggestion (Jaro-Winkler similarity, 1 is equal).
 const SIMILAR: f64 = 0.75;
@@ -21,8 +23,14 @@ fn complete() -> RunConfig {
         sae: SaeConfig {
             d_sae: Some(1),
             expansion: Some(1),
+            k: Some(1),
+            threshold_init: Some(1.0),
+            bandwidth: Some(1.0),
+            inference: Some(InferenceForm::Threshold),
+            inference_l0: Some(1.0),
             ..SaeConfig::default()
         },
+        objective: ObjectiveConfig::complete(),
         train: TrainConfig {
             steps: Some(1),
             tokens: Some(1),
@@ -43,18 +51,26 @@ fn tree(config: &RunConfig) -> Result<Table> {
     Table::try_from(config).map_err(|e| Error::Invalid(format!("the configuration cannot be written as TOML: {e}")))
 }
 
-/// `section.key` with its value, of every key.
+/// `section.key` with its value, of every key; `section.table.key` in a table of a section.
 fn leaves(tree: &Table) -> Vec<(String, &Value)> {
-    let sections = tree.iter().flat_map(|(section, value)| {
-        let keys = value.as_table().into_iter().flatten();
-        keys.map(move |(key, value)| (format!("{section}.{key}"), value))
-    });
-    sections.collect()
+    let mut all = Vec::new();
+    let mut tables = vec![(String::new(), tree)];
+    while let Some((prefix, table)) = tables.pop() {
+        for (key, value) in table {
+            let key = format!("{prefix}{key}");
+            match value {
+                Value::Table(table) => tables.push((format!("{key}."), table)),
+                value => all.push((key, value)),
+            }
+        }
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
 }
 
 /// Puts one override into the tree.
 pub(super) fn set(tree: &mut Table, key: &str, value: &str) -> Result<()> {
-    let Some((section, name)) = key.split_once('.') else {
+    let Some((section, name)) = key.rsplit_once('.') else {
         return Err(unknown(key, &names()?));
     };
     // TOML has no bare words: what does not parse is a string.
@@ -63,10 +79,14 @@ pub(super) fn set(tree: &mut Table, key: &str, value: &str) -> Result<()> {
         .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| Value::String(value.to_owned()));
-    let table = tree.entry(section).or_insert_with(|| Value::Table(Table::new()));
-    let Some(table) = table.as_table_mut() else {
-        return Err(Error::config(section, "is a value, expected a section"));
-    };
+    let mut table = tree;
+    for part in section.split('.') {
+        let next = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        let Some(next) = next.as_table_mut() else {
+            return Err(Error::config(section, "is a value, expected a table"));
+        };
+        table = next;
+    }
     // The two ways to say a size exclude each other; the later one wins over what the file says.
     for (a, b) in [("steps", "tokens"), ("d_sae", "expansion")] {
         if name == a {
@@ -87,22 +107,34 @@ fn names() -> Result<Vec<String>> {
 /// Refuses keys that do not exist, with the nearest one that does.
 pub(super) fn refuse_unknown(given: &Table) -> Result<()> {
     let known = names()?;
-    for (section, value) in given {
-        let Some(table) = value.as_table() else {
-            return Err(unknown(section, &known));
-        };
-        let prefix = format!("{section}.");
-        if !known.iter().any(|k| k.starts_with(&prefix)) {
-            let first = table.keys().next();
-            return Err(unknown(
-                &first.map_or(section.clone(), |key| format!("{section}.{key}")),
-                &known,
-            ));
-        }
-        for key in table.keys() {
-            let key = format!("{section}.{key}");
-            if !known.contains(&key) {
-                return Err(unknown(&key, &known));
+    let is_table = |key: &str| {
+        known
+            .iter()
+            .any(|k| k.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')))
+    };
+    let mut tables = vec![(String::new(), given)];
+    while let Some((prefix, table)) = tables.pop() {
+        for (key, value) in table {
+            let key = format!("{prefix}{key}");
+            match value.as_table() {
+                Some(table) if is_table(&key) => tables.push((format!("{key}."), table)),
+                // Named by what is in it, which is where the mistake shows.
+                Some(table) if !known.contains(&key) => {
+                    let first = table.keys().next();
+                    return Err(unknown(
+                        &first.map_or(key.clone(), |inner| format!("{key}.{inner}")),
+                        &known,
+                    ));
+                }
+                _ if known.contains(&key) => {}
+                None if is_table(&key) && prefix.is_empty() => return Err(unknown(&key, &known)),
+                None if is_table(&key) => {
+                    return Err(Error::config(
+                        key.clone(),
+                        format!("is {value}, expected a table: set {key}.weight"),
+                    ));
+                }
+                _ => return Err(unknown(&key, &known)),
             }
         }
     }
@@ -126,18 +158,15 @@ fn unknown(key: &str, known: &[String]) -> Error {
     }
 }
 
-/// Deserialises a tree whose keys are known, section by section, so that an error names its key.
+/// Deserialises a tree whose keys are known, key by key first, so that an error names its key.
 pub(super) fn parse(tree: Table) -> Result<RunConfig> {
-    for (section, value) in &tree {
-        for (key, value) in value.as_table().into_iter().flatten() {
-            let alone = Table::from_iter([(
-                section.clone(),
-                Value::Table(Table::from_iter([(key.clone(), value.clone())])),
-            )]);
-            alone
-                .try_into::<RunConfig>()
-                .map_err(|e| Error::config(format!("{section}.{key}"), e.message()))?;
-        }
+    for (key, value) in leaves(&tree) {
+        let alone = key.rsplit('.').fold(value.clone(), |inner, name| {
+            Value::Table(Table::from_iter([(name.to_owned(), inner)]))
+        });
+        alone
+            .try_into::<RunConfig>()
+            .map_err(|e| Error::config(key.clone(), e.message()))?;
     }
     tree.try_into()
         .map_err(|e: toml::de::Error| Error::Invalid(e.message().to_owned()))
@@ -172,18 +201,27 @@ mod tests {
         assert_eq!(text.lines().filter(|l| l.contains('=')).count(), names.len());
         refuse_unknown(&toml::from_str(&text).unwrap()).unwrap();
         // serde lists the fields it knows: none may be missing from ours.
-        for section in ["data", "sae", "train"] {
+        let tables = ["data", "sae", "train", "objective"].into_iter().map(str::to_owned);
+        let terms = names
+            .iter()
+            .filter_map(|k| k.strip_prefix("objective.")?.split_once('.'));
+        let terms: std::collections::BTreeSet<_> = terms.map(|(term, _)| format!("objective.{term}")).collect();
+        assert!(terms.len() >= 5);
+        for section in tables.chain(terms.clone()) {
             let error = toml::from_str::<RunConfig>(&format!("[{section}]\nno_such_key = 1")).unwrap_err();
             let listed = error
                 .message()
                 .split("expected one of")
                 .nth(1)
+                .or_else(|| error.message().split("expected").nth(1))
                 .unwrap()
                 .matches('`')
                 .count()
                 / 2;
-            let ours = names.iter().filter(|k| k.starts_with(&format!("{section}."))).count();
-            assert_eq!(listed, ours, "{section}: {}", error.message());
+            let prefix = format!("{section}.");
+            let below = names.iter().filter_map(|k| k.strip_prefix(&prefix));
+            let ours: std::collections::BTreeSet<_> = below.map(|k| k.split('.').next().unwrap()).collect();
+            assert_eq!(listed, ours.len(), "{section}: {}", error.message());
         }
     }
 }

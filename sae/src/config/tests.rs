@@ -23,7 +23,7 @@ fn overrides_win_over_the_file_and_take_bare_words() {
         ("train.tokens".to_owned(), "1_000_000".to_owned()),
     ];
     let config = RunConfig::from_toml("[sae]\nk = 64\n[train]\nsteps = 7", &pairs).unwrap();
-    assert_eq!(config.sparsifier(), Sparsifier::abs_top_k(8));
+    assert_eq!(config.sparsifier(), crate::Sparsifier::abs_top_k(8));
     assert_eq!(config.data.acts.unwrap(), PathBuf::from("some dir/acts"));
     // The override says how long to train, so the file's way of saying it is gone.
     assert_eq!((config.train.steps, config.train.tokens), (None, Some(1_000_000)));
@@ -39,6 +39,8 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         ("sea.k", "sae.k"),
         ("train.k", "sae.k"),
         ("sae.lr", "train.lr"),
+        ("objective.l1.wieght", "objective.l1.weight"),
+        ("objective.l2.weight", "weight"),
         ("k", "sae.k"),
     ] {
         let problem = problem(&[(given, "1")]);
@@ -83,6 +85,21 @@ fn values_that_cannot_be_are_refused() {
         (vec![("train.batch", "0")], vec!["train.batch"]),
         (vec![("train.device", "tpu")], vec!["train.device", "tpu"]),
         (vec![("sae.d_sae", "3000000000")], vec!["sae.d_sae"]),
+        (vec![("objective.l1.weight", "-1")], vec!["objective.l1.weight", "-1"]),
+        (
+            vec![("objective.l1.warmup_share", "2")],
+            vec!["objective.l1.warmup_share"],
+        ),
+        (vec![("objective.tilted.t", "0")], vec!["objective.tilted.t"]),
+        (vec![("objective.tanh.scale", "inf")], vec!["objective.tanh.scale"]),
+        (
+            vec![("objective.l1", "0.5")],
+            vec!["objective.l1", "objective.l1.weight"],
+        ),
+        (
+            vec![("sae.method", "jumprelu"), ("sae.bandwidth", "0")],
+            vec!["sae.bandwidth"],
+        ),
     ] {
         let problem = problem(&pairs);
         assert!(names.iter().all(|n| problem.contains(n)), "{problem}");
@@ -118,6 +135,103 @@ fn a_configuration_survives_its_file_and_differences_name_keys() {
     let after = RunConfig::from_toml(&before.to_toml().unwrap(), &[]).unwrap();
     assert_eq!(after, before);
     assert_eq!(before.differences(&after).unwrap(), Vec::<String>::new());
-    let other = RunConfig::from_toml(&before.to_toml().unwrap(), &[("sae.k".into(), "5".into())]).unwrap();
-    assert_eq!(other.differences(&before).unwrap(), ["sae.k is 5, was 32"]);
+    let sets = [
+        ("sae.k".into(), "5".into()),
+        ("objective.l1.weight".into(), "0.5".into()),
+    ];
+    let other = RunConfig::from_toml(&before.to_toml().unwrap(), &sets).unwrap();
+    assert_eq!(
+        other.differences(&before).unwrap(),
+        [
+            "objective.l1.warmup_share is 0.05, was nothing",
+            "objective.l1.weight is 0.5, was nothing",
+            "sae.k is 5, was nothing"
+        ]
+    );
+}
+
+#[test]
+fn keys_that_contradict_each_other_are_refused_naming_both() {
+    for (pairs, names) in [
+        (
+            vec![("sae.method", "relu"), ("sae.k", "8")],
+            ["sae.k", "sae.method is relu"],
+        ),
+        (
+            vec![("sae.method", "jumprelu"), ("sae.k", "8")],
+            ["sae.k", "sae.method is jumprelu"],
+        ),
+        (vec![("sae.bandwidth", "0.1")], ["sae.bandwidth", "sae.method is topk"]),
+        (
+            vec![("sae.threshold_init", "0.1")],
+            ["sae.threshold_init", "sae.method is topk"],
+        ),
+        (
+            vec![("sae.method", "batch_topk"), ("sae.inference", "as_trained")],
+            ["sae.inference", "sae.method batch_topk"],
+        ),
+        (
+            vec![("sae.inference_l0", "8")],
+            ["sae.inference_l0", "sae.inference is as_trained"],
+        ),
+        (
+            vec![("sae.method", "relu"), ("sae.inference", "threshold")],
+            ["sae.inference_l0", "sae.method relu"],
+        ),
+        (
+            vec![
+                ("sae.method", "batch_topk"),
+                ("sae.inference_l0", "65"),
+                ("sae.d_sae", "64"),
+            ],
+            ["sae.inference_l0", "sae.d_sae"],
+        ),
+        (
+            vec![("objective.l0.weight", "1")],
+            ["objective.l0", "sae.method is topk"],
+        ),
+        (
+            vec![
+                ("sae.method", "jumprelu"),
+                ("objective.l0.target", "65"),
+                ("sae.d_sae", "64"),
+            ],
+            ["objective.l0.target", "sae.d_sae"],
+        ),
+        (
+            vec![("sae.method", "batch_topk"), ("sae.k", "65"), ("sae.d_sae", "64")],
+            ["sae.k", "sae.d_sae"],
+        ),
+    ] {
+        let problem = problem(&pairs);
+        assert!(names.iter().all(|n| problem.contains(n)), "{pairs:?}: {problem}");
+    }
+}
+
+#[test]
+fn a_method_brings_what_it_needs_and_every_name_is_its_key() {
+    let filled = |method: &str| {
+        let mut config = set(&[("sae.method", method)]).unwrap();
+        config.fill_method();
+        config.validate().unwrap();
+        assert_eq!(config.sae.method.key(), method);
+        config
+    };
+    for method in ["topk", "abs_topk", "ksparse"] {
+        let config = filled(method);
+        assert_eq!((config.sae.k, config.sae.inference), (Some(32), None));
+        assert_eq!(config.objective, ObjectiveConfig::default());
+    }
+    for method in ["batch_topk", "abs_batch_topk"] {
+        let config = filled(method);
+        assert_eq!(config.inference(), (InferenceForm::Threshold, 32.0));
+        assert_eq!(config.sae.inference_l0, Some(32.0));
+    }
+    let relu = filled("relu");
+    assert!(relu.sae.k.is_none() && relu.objective.l1.is_some());
+    let jump = filled("jumprelu");
+    assert!(jump.objective.l0.is_some() && jump.sae.bandwidth.is_some() && jump.sae.threshold_init.is_some());
+    let mut tanh = set(&[("sae.method", "jumprelu"), ("objective.tanh.weight", "1e-2")]).unwrap();
+    tanh.fill_method();
+    assert!(tanh.objective.l0.is_none());
 }

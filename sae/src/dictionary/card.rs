@@ -17,6 +17,9 @@ pub struct DictionaryCard {
     pub d_sae: usize,
     /// Which latents fire.
     pub sparsifier: Sparsifier,
+    /// How the thresholds were set, where they were not learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// The place in the model whose activations these are: `blocks.3.hook_resid_post`. `None` when the activations
     /// came without saying so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -37,8 +40,28 @@ pub struct DictionaryCard {
 }
 
 impl DictionaryCard {
-    /// The layout that this build writes and reads.
-    pub const VERSION: u32 = 1;
+    /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds.
+    pub const VERSION: u32 = 2;
+}
+
+/// How thresholds were set on activations that training did not see; see
+/// [`Sae::into_inference`](crate::Sae::into_inference).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Which latents fired in training.
+    pub trained_as: Sparsifier,
+    /// The threshold, in the units of the activations, where all latents have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
+    /// The mean number of active latents a token that was asked for.
+    pub target_l0: f64,
+    /// The mean number that the thresholds gave on `rows` other activations.
+    pub l0: f64,
+    /// Activations that the thresholds were set on.
+    pub calibration_rows: u64,
+    /// Activations that `l0` was measured on.
+    pub rows: u64,
 }
 
 /// Quality over a whole held-out set; see [`crate::metrics`] for the definitions.

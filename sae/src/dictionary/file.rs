@@ -29,13 +29,16 @@ impl Sae {
         let file = SafeTensors::open(&path)?;
         let (d_in, d_sae) = (card.d_in, card.d_sae);
         // Every shape before the first value is read.
-        let shapes: [(&str, &[usize]); 4] = [
-            ("b_dec", &[d_in]),
-            ("b_enc", &[d_sae]),
-            ("w_dec", &[d_sae, d_in]),
-            ("w_enc", &[d_sae, d_in]),
+        let mut shapes: Vec<(&str, &[usize])> = vec![
+            ("b_dec", std::slice::from_ref(&d_in)),
+            ("b_enc", std::slice::from_ref(&d_sae)),
         ];
-        for (name, expected) in shapes {
+        let matrix = [d_sae, d_in];
+        shapes.extend([("w_dec", &matrix[..]), ("w_enc", &matrix[..])]);
+        if card.sparsifier.has_threshold() {
+            shapes.push(("threshold", std::slice::from_ref(&d_sae)));
+        }
+        for &(name, expected) in &shapes {
             match file.shape(name) {
                 None => return Err(Error::bad_file(&path, format!("tensor {name} is missing"))),
                 Some(found) if found != expected => {
@@ -48,18 +51,31 @@ impl Sae {
             }
         }
         if let Some(extra) = file.names().find(|n| shapes.iter().all(|(name, _)| name != n)) {
+            let method = card.sparsifier.name();
             return Err(Error::bad_file(
                 &path,
-                format!("extra tensor {extra}: a dictionary has w_enc, b_enc, w_dec and b_dec"),
+                format!(
+                    "extra tensor {extra}: a {method} dictionary has {}",
+                    shapes.iter().map(|s| s.0).collect::<Vec<_>>().join(", ")
+                ),
             ));
         }
         let read = |name: &str| read_finite(&file, &path, name);
+        let vector = |values: Vec<f32>| {
+            let shape = [values.len()];
+            Tensor::from_data(TensorData::new(values, shape), device)
+        };
+        let threshold = match card.sparsifier.has_threshold() {
+            true => Some(vector(check_thresholds(read("threshold")?, &card, &path)?)),
+            false => None,
+        };
         let matrix = |values| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
         let sae = Self {
             w_enc: matrix(read("w_enc")?),
-            b_enc: Tensor::from_data(TensorData::new(read("b_enc")?, [d_sae]), device),
+            b_enc: vector(read("b_enc")?),
             w_dec: matrix(read("w_dec")?),
-            b_dec: Tensor::from_data(TensorData::new(read("b_dec")?, [d_in]), device),
+            b_dec: vector(read("b_dec")?),
+            threshold,
             sparsifier: card.sparsifier,
         };
         Ok((sae, card))
@@ -71,6 +87,12 @@ impl Sae {
     /// # Errors
     /// [`Error::Invalid`] when the card speaks of another dictionary; what the system says, naming the file.
     pub fn save(&self, dir: &Path, card: &DictionaryCard) -> Result<()> {
+        if self.sparsifier.has_threshold() != self.threshold.is_some() {
+            return Err(Error::Invalid(format!(
+                "{} has thresholds exactly where its allocation says so",
+                self.sparsifier.name()
+            )));
+        }
         if (card.d_in, card.d_sae, card.sparsifier) != (self.d_in(), self.d_sae(), self.sparsifier) {
             return Err(Error::Invalid(format!(
                 "the card says {} of [{}, {}] but the dictionary is {} of [{}, {}]",
@@ -87,12 +109,17 @@ impl Sae {
             fs::remove_file(&path).map_err(Error::io(&path))?;
             atomic::sync_directory(dir)?;
         }
-        let entries = [
+        let mut entries = vec![
             Entry::new("w_enc", Values::Matrix(&self.w_enc)),
             Entry::new("b_enc", Values::Vector(&self.b_enc)),
             Entry::new("w_dec", Values::Matrix(&self.w_dec)),
             Entry::new("b_dec", Values::Vector(&self.b_dec)),
         ];
+        let threshold = self
+            .threshold
+            .as_ref()
+            .map(|t| Entry::new("threshold", Values::Vector(t)));
+        entries.extend(threshold);
         tensor_file::write(&dir.join(PARAMETERS), &entries)?;
         let json = serde_json::to_vec_pretty(card)
             .map_err(|e| Error::Invalid(format!("the dictionary's card does not serialise: {e}")))?;
@@ -118,9 +145,9 @@ impl DictionaryCard {
         let bad = |problem: String| Error::bad_file(&path, problem);
         let not_a_card = |e: serde_json::Error| bad(format!("not a dictionary's card: {e}"));
         let layout: Layout = serde_json::from_str(&text).map_err(not_a_card)?;
-        if layout.version != Self::VERSION {
+        if !(1..=Self::VERSION).contains(&layout.version) {
             return Err(bad(format!(
-                "has version {}, this build reads version {}",
+                "has version {}, this build reads versions 1 to {}: it was written by a newer one",
                 layout.version,
                 Self::VERSION
             )));
@@ -131,6 +158,21 @@ impl DictionaryCard {
         }
         card.sparsifier.validate(card.d_sae).map_err(|e| bad(e.to_string()))?;
         Ok(card)
+    }
+}
+
+/// Thresholds as they are, if they can be: a score that is never below 0 has none below it.
+fn check_thresholds(thresholds: Vec<f32>, card: &DictionaryCard, path: &Path) -> Result<Vec<f32>> {
+    let floor = card.sparsifier.score.floor();
+    match thresholds.iter().position(|t| *t < floor) {
+        None => Ok(thresholds),
+        Some(at) => Err(Error::bad_file(
+            path,
+            format!(
+                "tensor threshold holds {} for latent {at}: a threshold of {:?} scores is at least {floor}",
+                thresholds[at], card.sparsifier.score
+            ),
+        )),
     }
 }
 

@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::sparsifier::Score;
 
 /// `n` values between -1 and 1.
 fn noise(n: usize, seed: u64) -> Vec<f32> {
@@ -21,6 +22,9 @@ fn sae(d_in: usize, d_sae: usize, sparsifier: Sparsifier) -> Sae {
         b_enc: Tensor::from_data(TensorData::new(noise(d_sae, 2), [d_sae]), &device),
         w_dec: matrix(3),
         b_dec: Tensor::from_data(TensorData::new(noise(d_in, 4), [d_in]), &device),
+        threshold: sparsifier
+            .has_threshold()
+            .then(|| Tensor::from_data(TensorData::new(noise(d_sae, 5), [d_sae]), &device).abs()),
         sparsifier,
     }
 }
@@ -31,6 +35,7 @@ fn card(sae: &Sae) -> DictionaryCard {
         d_in: sae.d_in(),
         d_sae: sae.d_sae(),
         sparsifier: sae.sparsifier,
+        calibration: None,
         hook: Some("blocks.3.hook_resid_post".into()),
         model: None,
         corpus: None,
@@ -43,6 +48,16 @@ fn card(sae: &Sae) -> DictionaryCard {
             dead_share: 0.0,
         }),
     }
+}
+
+/// Every sparsifier that codes each token by itself.
+fn inference_forms() -> Vec<Sparsifier> {
+    let mut forms = vec![Sparsifier::new(Score::Positive, Allocation::All)];
+    for score in [Score::Positive, Score::Magnitude, Score::Value] {
+        forms.push(Sparsifier::new(score, Allocation::PerToken { k: 3 }));
+        forms.push(Sparsifier::new(score, Allocation::Threshold));
+    }
+    forms
 }
 
 /// The whole dictionary in f64, dense and plain.
@@ -65,18 +80,23 @@ fn twin(sae: &Sae, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
                     .sum::<f64>()
         })
         .collect();
-    let score = |u: f64| {
-        if sae.sparsifier.is_signed() {
-            u.abs()
-        } else {
-            u.max(0.0)
-        }
+    let score = |u: f64| match sae.sparsifier.score {
+        Score::Positive => u.max(0.0),
+        Score::Magnitude => u.abs(),
+        Score::Value => u,
     };
     let mut order: Vec<usize> = (0..pre.len()).collect();
     order.sort_by(|&a, &b| score(pre[b]).total_cmp(&score(pre[a])));
+    let thresholds = sae.thresholds().unwrap().unwrap_or(vec![0.0; pre.len()]);
+    if let Some(k) = sae.sparsifier.k() {
+        order.truncate(k);
+    } else {
+        order.retain(|&i| score(pre[i]) > f64::from(thresholds[i]));
+    }
     let mut z = vec![0.0; pre.len()];
-    for &i in &order[..sae.sparsifier.slots()] {
-        z[i] = if score(pre[i]) > 0.0 { pre[i] } else { 0.0 };
+    for &i in &order {
+        let fires = score(pre[i]) > 0.0 || sae.sparsifier.score == Score::Value;
+        z[i] = if fires { pre[i] } else { 0.0 };
     }
     let recon = (0..d_in)
         .map(|j| b_dec[j] + z.iter().enumerate().map(|(i, z)| z * w_dec[i * d_in + j]).sum::<f64>())
@@ -85,8 +105,8 @@ fn twin(sae: &Sae, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
 }
 
 #[test]
-fn coding_agrees_with_a_dense_twin_under_both_scores() {
-    for sparsifier in [Sparsifier::top_k(3), Sparsifier::abs_top_k(5)] {
+fn coding_agrees_with_a_dense_twin_for_every_inference_form() {
+    for sparsifier in inference_forms() {
         let sae = sae(6, 20, sparsifier);
         let x = noise(4 * 6, 9);
         let code = sae.encode_rows(&x).unwrap();
@@ -113,7 +133,7 @@ fn coding_agrees_with_a_dense_twin_under_both_scores() {
 #[test]
 fn folding_the_input_scale_changes_nothing_but_units() {
     // 3.7 is no power of two: division rounds.
-    for (sparsifier, scale) in [(Sparsifier::top_k(3), 3.7f32), (Sparsifier::abs_top_k(4), 0.013)] {
+    for (sparsifier, scale) in inference_forms().into_iter().zip([3.7f32, 0.013].into_iter().cycle()) {
         let trained = sae(6, 20, sparsifier);
         let folded = trained.clone().fold_input_scale(scale);
         let x: Vec<f32> = noise(50 * 6, 11).iter().map(|v| v / scale).collect();
@@ -130,33 +150,89 @@ fn folding_the_input_scale_changes_nothing_but_units() {
 
 #[test]
 fn folding_a_power_of_two_is_exact_to_the_bit() {
-    let trained = sae(6, 20, Sparsifier::abs_top_k(4));
-    let folded = trained.clone().fold_input_scale(8.0);
-    let x = noise(50 * 6, 11);
-    let scaled: Vec<f32> = x.iter().map(|v| v * 8.0).collect();
-    let (raw, inside) = (folded.encode_rows(&x).unwrap(), trained.encode_rows(&scaled).unwrap());
-    let recon: Vec<f32> = folded.decode_rows(&raw).unwrap().iter().map(|v| v * 8.0).collect();
-    assert_eq!(recon, trained.decode_rows(&inside).unwrap());
+    for sparsifier in inference_forms() {
+        let trained = sae(6, 20, sparsifier);
+        let folded = trained.clone().fold_input_scale(8.0);
+        let x = noise(50 * 6, 11);
+        let scaled: Vec<f32> = x.iter().map(|v| v * 8.0).collect();
+        let (raw, inside) = (folded.encode_rows(&x).unwrap(), trained.encode_rows(&scaled).unwrap());
+        let recon: Vec<f32> = folded.decode_rows(&raw).unwrap().iter().map(|v| v * 8.0).collect();
+        assert_eq!(recon, trained.decode_rows(&inside).unwrap());
+    }
 }
 
 #[test]
 fn a_saved_dictionary_loads_to_the_same_bits() {
+    for sparsifier in inference_forms() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = sae(5, 8, sparsifier);
+        before.save(dir.path(), &card(&before)).unwrap();
+        let (after, card_after) = Sae::load(dir.path(), &Device::flex()).unwrap();
+        assert_eq!(card_after, card(&before));
+        let bits = |sae: &Sae| {
+            let mut all = to_host::<f32>(sae.w_enc.clone().try_into_data()).unwrap();
+            all.extend(to_host::<f32>(sae.b_enc.clone().try_into_data()).unwrap());
+            all.extend(sae.decoder_rows().unwrap());
+            all.extend(to_host::<f32>(sae.b_dec.clone().try_into_data()).unwrap());
+            all.extend(sae.thresholds().unwrap().unwrap_or_default());
+            all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(&after), bits(&before));
+        // Saving again over it is no accident.
+        before.save(dir.path(), &card(&before)).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}
+
+#[test]
+fn a_dictionary_of_the_first_version_still_loads() {
     let dir = tempfile::tempdir().unwrap();
     let before = sae(5, 8, Sparsifier::abs_top_k(2));
     before.save(dir.path(), &card(&before)).unwrap();
-    let (after, card_after) = Sae::load(dir.path(), &Device::flex()).unwrap();
-    assert_eq!(card_after, card(&before));
-    let bits = |sae: &Sae| {
-        let mut all = to_host::<f32>(sae.w_enc.clone().try_into_data()).unwrap();
-        all.extend(to_host::<f32>(sae.b_enc.clone().try_into_data()).unwrap());
-        all.extend(sae.decoder_rows().unwrap());
-        all.extend(to_host::<f32>(sae.b_dec.clone().try_into_data()).unwrap());
-        all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    // As the first version wrote it.
+    let text = r#"{"version":1,"d_in":5,"d_sae":8,
+        "sparsifier":{"score":"magnitude","allocation":{"kind":"per_token","k":2}},
+        "trained_tokens":123,"seed":7}"#;
+    fs::write(dir.path().join(CARD), text).unwrap();
+    let (after, card) = Sae::load(dir.path(), &Device::flex()).unwrap();
+    assert_eq!((card.version, after.sparsifier), (1, Sparsifier::abs_top_k(2)));
+    assert_eq!(after.decoder_rows().unwrap(), before.decoder_rows().unwrap());
+}
+
+#[test]
+fn thresholds_that_cannot_be_or_are_missing_are_refused() {
+    let jump = Sparsifier::new(Score::Positive, Allocation::Threshold);
+    let saved = |sparsifier, claimed: Sparsifier, negate: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sae = sae(5, 8, sparsifier);
+        if negate {
+            sae.threshold = sae.threshold.map(|t| -t);
+        }
+        sae.save(dir.path(), &card(&sae)).unwrap();
+        let json = serde_json::to_string(&DictionaryCard {
+            sparsifier: claimed,
+            ..card(&sae)
+        });
+        fs::write(dir.path().join(CARD), json.unwrap()).unwrap();
+        Sae::load(dir.path(), &Device::flex()).unwrap_err().to_string()
     };
-    assert_eq!(bits(&after), bits(&before));
-    // Saving again over it is no accident.
-    before.save(dir.path(), &card(&before)).unwrap();
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    let negative = saved(jump, jump, true);
+    assert!(
+        negative.contains("threshold") && negative.contains("at least 0"),
+        "{negative}"
+    );
+    let missing = saved(Sparsifier::top_k(2), jump, false);
+    assert!(missing.contains("tensor threshold is missing"), "{missing}");
+    let extra = saved(jump, Sparsifier::top_k(2), false);
+    assert!(
+        extra.contains("extra tensor threshold") && extra.contains("TopK(2)"),
+        "{extra}"
+    );
+    let mut without = sae(5, 8, jump);
+    without.threshold = None;
+    let dir = tempfile::tempdir().unwrap();
+    let error = without.save(dir.path(), &card(&without)).unwrap_err().to_string();
+    assert!(error.contains("JumpReLU"), "{error}");
 }
 
 #[test]
@@ -185,8 +261,8 @@ fn dictionaries_that_cannot_be_are_refused_by_name() {
         &["--resume"],
     );
     refused(
-        &|dir| edit(dir, "\"version\": 1", "\"version\": 9"),
-        &["version 9", "version 1"],
+        &|dir| edit(dir, "\"version\": 2", "\"version\": 9"),
+        &["version 9", "versions 1 to 2"],
     );
     refused(&|dir| edit(dir, "\"d_in\": 5", "\"d_in\": 6"), &["b_dec", "[5]", "[6]"]);
     refused(&|dir| edit(dir, "\"k\": 2", "\"k\": 9"), &["sae.k", "9"]);
@@ -219,10 +295,22 @@ fn rows_of_another_width_are_refused() {
     assert!(error.contains("13") && error.contains("d_in 6"), "{error}");
     let x = Tensor::<2>::zeros([2, 7], &Device::flex());
     assert!(sae.encode(x).unwrap_err().to_string().contains("d_in 7"));
-    let code = HostCode {
-        slots: 1,
-        indices: vec![20],
-        values: vec![1.0],
-    };
+    let code = HostCode::equal(1, vec![20], vec![1.0]);
     assert!(sae.decode_rows(&code).unwrap_err().to_string().contains("latent 20"));
+}
+
+#[test]
+fn a_batchs_budget_is_spent_over_all_rows_however_many_and_empty_codes_decode_to_the_bias() {
+    let sae = sae(6, 20, Sparsifier::batch_top_k(2));
+    let x = noise(40 * 6, 3);
+    let code = sae.encode_rows(&x).unwrap();
+    assert_eq!((code.batch(), code.values.len()), (40, 80));
+    let lengths: Vec<usize> = code.rows.ranges().map(|r| r.len()).collect();
+    assert!(lengths.iter().any(|n| *n != 2), "{lengths:?}");
+    let empty = HostCode {
+        rows: crate::code::Rows::from_lengths([0, 0]),
+        ..HostCode::default()
+    };
+    let b_dec = to_host::<f32>(sae.b_dec.clone().try_into_data()).unwrap();
+    assert_eq!(sae.decode_rows(&empty).unwrap(), [b_dec.clone(), b_dec].concat());
 }

@@ -297,7 +297,7 @@ impl Job<'_> {
             quantiles: self.options.quantiles,
             dictionary: DictionarySummary {
                 activation: self.dictionary.sparsifier.name(),
-                k: Some(self.dictionary.sparsifier.slots()),
+                k: self.dictionary.sparsifier.k(),
                 fvu: self.dictionary.fvu,
                 l0: Some(active as f64 / tokens as f64),
                 dead: Some(dead as f64 / d_sae as f64),

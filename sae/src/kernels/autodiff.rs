@@ -1,23 +1,29 @@
 //! How gradients flow back through the sparse operations.
 //!
 //! burn allows an operation one float output, so the main and the auxiliary code are one tensor of values, and the
-//! indices, which have no gradient, ride along. A slot of value 0 is inactive and passes nothing back.
+//! indices, which have no gradient, ride along. An entry of value 0 is inactive and passes nothing back.
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, TensorMetadata, get_device_settings};
+use burn::backend::{Autodiff, Backend, TensorMetadata, get_device_settings};
+use burn::tensor::Slice;
 
-use super::ops::{EncodePlan, SparseKernels, SparseOps};
+use super::ops::{EncodePlan, Part, SparseKernels, SparseOps, Winners, starts};
+use crate::code::Rows;
 
 /// What the way back through the encoder needs: inputs only where a gradient is asked for.
 #[derive(Clone, Debug)]
 struct Encoded<X, I> {
     x: Option<X>,
     w_enc: Option<X>,
+    /// Of the main code.
+    rows: Rows,
+    /// Of both codes, and so the values.
     indices: I,
     values: X,
+    aux_k: usize,
     d_sae: usize,
 }
 
@@ -33,19 +39,25 @@ impl<B: SparseKernels> Backward<B, 3> for EncodeBackward {
         let Encoded {
             x,
             w_enc,
+            rows,
             indices,
             values,
+            aux_k,
             d_sae,
-            ..
         } = ops.state;
         let settings = get_device_settings::<B>(&grad.device());
         let inactive = B::float_equal_elem(values, 0f32.into(), settings.bool_dtype);
         let grad = B::float_mask_fill(grad, inactive, 0f32.into());
+        let parts = parts::<B>(rows, indices, grad, aux_k);
         if let (Some(node), Some(w_enc)) = (x_node, w_enc) {
-            grads.register::<B>(node.id, B::sum_rows(indices.clone(), grad.clone(), w_enc));
+            let sums = parts
+                .iter()
+                .map(|(rows, indices, grad)| B::sum_rows(rows.clone(), indices.clone(), grad.clone(), w_enc.clone()));
+            let sum = sums.reduce(B::float_add).expect("there is a main code");
+            grads.register::<B>(node.id, sum);
         }
         if let (true, Some(x)) = (w_node.is_some() || b_node.is_some(), x) {
-            let (w_grad, b_grad) = B::scatter_rows(indices, grad, x, d_sae);
+            let (w_grad, b_grad) = B::scatter_rows(parts, x, d_sae);
             if let Some(node) = w_node {
                 grads.register::<B>(node.id, w_grad);
             }
@@ -56,9 +68,33 @@ impl<B: SparseKernels> Backward<B, 3> for EncodeBackward {
     }
 }
 
+/// The main code, and the auxiliary one behind it, as codes of the same batch.
+fn parts<B: Backend>(rows: Rows, indices: IntTensor<B>, weights: FloatTensor<B>, aux_k: usize) -> Vec<Part<B>> {
+    if aux_k == 0 {
+        return vec![(rows, indices, weights)];
+    }
+    let (main, batch) = (rows.len(), rows.batch());
+    let aux_rows = Rows::Equal { batch, slots: aux_k };
+    let slice = |range: std::ops::Range<usize>| [Slice::from(range)];
+    let aux = main..main + aux_rows.len();
+    vec![
+        (
+            rows,
+            B::int_slice(indices.clone(), &slice(0..main)),
+            B::float_slice(weights.clone(), &slice(0..main)),
+        ),
+        (
+            aux_rows,
+            B::int_slice(indices, &slice(aux.clone())),
+            B::float_slice(weights, &slice(aux)),
+        ),
+    ]
+}
+
 /// What the way back through the decoder needs.
 #[derive(Clone, Debug)]
 struct Decoded<X, I> {
+    rows: Rows,
     indices: I,
     values: Option<X>,
     w_dec: Option<X>,
@@ -76,10 +112,13 @@ impl<B: SparseKernels> Backward<B, 2> for DecodeBackward {
         let grad = grads.consume::<B>(&ops.node);
         let state = ops.state;
         if let (Some(node), Some(w_dec)) = (values_node, state.w_dec) {
-            grads.register::<B>(node.id, B::dot_rows(state.indices.clone(), grad.clone(), w_dec));
+            grads.register::<B>(
+                node.id,
+                B::dot_rows(state.rows.clone(), state.indices.clone(), grad.clone(), w_dec),
+            );
         }
         if let (Some(node), Some(values)) = (w_node, state.values) {
-            let (w_grad, _) = B::scatter_rows(state.indices, values, grad, state.d_sae);
+            let (w_grad, _) = B::scatter_rows(vec![(state.rows, state.indices, values)], grad, state.d_sae);
             grads.register::<B>(node.id, w_grad);
         }
     }
@@ -90,32 +129,46 @@ impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
         x: FloatTensor<Self>,
         w_enc: FloatTensor<Self>,
         b_enc: FloatTensor<Self>,
+        bars: FloatTensor<Self>,
         candidates: IntTensor<Self>,
         plan: EncodePlan,
-    ) -> (IntTensor<Self>, FloatTensor<Self>) {
+    ) -> (IntTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
         let [d_sae] = b_enc.shape().dims();
         let to_x = x.is_tracked();
         let to_weights = w_enc.is_tracked() || b_enc.is_tracked();
         let nodes = [x.node.clone(), w_enc.node.clone(), b_enc.node.clone()];
         let (x, w_enc) = (x.primitive, w_enc.primitive);
-        let (indices, values) = B::select(x.clone(), w_enc.clone(), b_enc.primitive, candidates, plan);
+        let device = x.device();
+        let winners = B::select(
+            x.clone(),
+            w_enc.clone(),
+            b_enc.primitive,
+            bars.primitive,
+            candidates,
+            plan,
+        );
+        let Winners { rows, indices, values } = winners;
+        let starts = starts::<B>(&rows, &device);
         let output = match EncodeBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let state = Encoded {
                     x: to_weights.then_some(x),
                     w_enc: to_x.then_some(w_enc),
+                    rows,
                     indices: indices.clone(),
                     values: values.clone(),
+                    aux_k: plan.aux_k,
                     d_sae,
                 };
                 prep.finish(state, values)
             }
             OpsKind::UnTracked(prep) => prep.finish(values),
         };
-        (indices, output)
+        (starts, indices, output)
     }
 
     fn sparse_decode(
+        rows: Rows,
         indices: IntTensor<Self>,
         values: FloatTensor<Self>,
         w_dec: FloatTensor<Self>,
@@ -124,10 +177,11 @@ impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
         let (to_values, to_weights) = (values.is_tracked(), w_dec.is_tracked());
         let nodes = [values.node.clone(), w_dec.node.clone()];
         let (values, w_dec) = (values.primitive, w_dec.primitive);
-        let output = B::sum_rows(indices.clone(), values.clone(), w_dec.clone());
+        let output = B::sum_rows(rows.clone(), indices.clone(), values.clone(), w_dec.clone());
         match DecodeBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let state = Decoded {
+                    rows,
                     indices,
                     values: to_weights.then_some(values),
                     w_dec: to_values.then_some(w_dec),

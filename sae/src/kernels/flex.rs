@@ -8,9 +8,10 @@ use burn_flex::FlexTensor;
 use super::adam::{self, AdamStep};
 use super::buffers;
 use super::cpu::{self, ByLatent, Selector};
-use super::ops::{EncodePlan, SparseKernels};
+use super::ops::{EncodePlan, Part, SparseKernels, Winners};
 use super::product;
-use super::select::Rank;
+use super::tiles::select_in_tiles;
+use crate::code::{HostCode, Rows};
 
 /// Elements of a tile of pre-activations: `[batch, d_sae]` never exists whole. The product packs the weights anew for
 /// every tile, so tiles are large enough that this is little beside it, and hardly larger.
@@ -51,76 +52,82 @@ impl SparseKernels for Flex {
         x: FlexTensor,
         w_enc: FlexTensor,
         b_enc: FlexTensor,
+        bars: FlexTensor,
         candidates: FlexTensor,
         plan: EncodePlan,
-    ) -> (FlexTensor, FlexTensor) {
+    ) -> Winners<Self> {
         let [batch, d_in] = dims(&x);
         let [d_sae] = dims(&b_enc);
         let (x, w_enc) = (contiguous(x), contiguous(w_enc));
-        let (b_enc, candidates) = (contiguous(b_enc), indices_i32(candidates));
+        let (b_enc, bars, candidates) = (contiguous(b_enc), contiguous(bars), indices_i32(candidates));
         let selector = Selector {
             b_enc: b_enc.storage(),
-            main: (Rank::Score(plan.main.score), plan.main.k),
-            aux: (plan.aux_rank, plan.aux_k),
+            d_sae,
+            aux: (plan.aux_score, plan.aux_k),
             candidates: candidates.storage(),
         };
-        let slots = plan.main.k + plan.aux_k;
-        let mut indices = vec![0i32; batch * slots];
-        let mut values = vec![0.0f32; batch * slots];
         // Fixed by the width alone: the product of a row may depend on where tiles are cut, and a buffer of one length
         // serves every batch.
         let tile = (TILE_ELEMENTS / d_sae).max(TILE_ROWS);
         let mut pre = buffers::take(tile * d_sae);
-        let outputs = indices.chunks_mut(tile * slots).zip(values.chunks_mut(tile * slots));
-        for ((indices, values), x) in outputs.zip(x.storage().chunks(tile * d_in)) {
-            let pre = &mut pre[..x.len() / d_in * d_sae];
-            product::rows(x, w_enc.storage(), d_in, pre);
-            selector.select(pre, indices, values);
-        }
+        let HostCode { rows, indices, values } = select_in_tiles(&selector, plan, bars.storage(), batch, |select| {
+            for (n, x) in x.storage::<f32>().chunks(tile * d_in).enumerate() {
+                let pre = &mut pre[..x.len() / d_in * d_sae];
+                product::rows(x, w_enc.storage(), d_in, pre);
+                select(n * tile, pre);
+            }
+        });
         buffers::give_back(pre);
-        let indices = FlexTensor::from_data(TensorData::new(indices, [batch, slots]));
-        (indices, floats(values, [batch, slots]))
+        let entries = [values.len()];
+        Winners {
+            rows,
+            indices: FlexTensor::from_data(TensorData::new(indices, entries)),
+            values: floats(values, entries),
+        }
     }
 
-    fn sum_rows(indices: FlexTensor, weights: FlexTensor, matrix: FlexTensor) -> FlexTensor {
-        let ([batch, slots], [_, width]) = (dims(&indices), dims(&matrix));
+    fn sum_rows(rows: Rows, indices: FlexTensor, weights: FlexTensor, matrix: FlexTensor) -> FlexTensor {
+        let [_, width] = dims(&matrix);
         let (indices, weights, matrix) = (indices_i32(indices), contiguous(weights), contiguous(matrix));
-        let mut out = vec![0.0; batch * width];
+        let mut out = vec![0.0; rows.batch() * width];
         cpu::sum_rows(
+            &rows,
             indices.storage(),
             weights.storage(),
-            slots,
             matrix.storage(),
             width,
             &mut out,
         );
-        floats(out, [batch, width])
+        floats(out, [rows.batch(), width])
     }
 
-    fn dot_rows(indices: FlexTensor, vectors: FlexTensor, matrix: FlexTensor) -> FlexTensor {
-        let ([batch, slots], [_, width]) = (dims(&indices), dims(&matrix));
+    fn dot_rows(rows: Rows, indices: FlexTensor, vectors: FlexTensor, matrix: FlexTensor) -> FlexTensor {
+        let [_, width] = dims(&matrix);
         let (indices, vectors, matrix) = (indices_i32(indices), contiguous(vectors), contiguous(matrix));
-        let mut out = vec![0.0; batch * slots];
+        let mut out = vec![0.0; rows.len()];
         cpu::dot_rows(
+            &rows,
             indices.storage(),
-            slots,
             vectors.storage(),
             matrix.storage(),
             width,
             &mut out,
         );
-        floats(out, [batch, slots])
+        floats(out, [rows.len()])
     }
 
-    fn scatter_rows(
-        indices: FlexTensor,
-        weights: FlexTensor,
-        vectors: FlexTensor,
-        d_sae: usize,
-    ) -> (FlexTensor, FlexTensor) {
-        let ([_, slots], [_, width]) = (dims(&indices), dims(&vectors));
-        let (indices, weights, vectors) = (indices_i32(indices), contiguous(weights), contiguous(vectors));
-        let by_latent = ByLatent::new(indices.storage(), weights.storage(), slots, d_sae);
+    fn scatter_rows(parts: Vec<Part<Self>>, vectors: FlexTensor, d_sae: usize) -> (FlexTensor, FlexTensor) {
+        let [_, width] = dims(&vectors);
+        let vectors = contiguous(vectors);
+        let parts: Vec<_> = parts
+            .into_iter()
+            .map(|(rows, indices, weights)| (rows, indices_i32(indices), contiguous(weights)))
+            .collect();
+        let slices: Vec<cpu::Part> = parts
+            .iter()
+            .map(|(rows, indices, weights)| (rows, indices.storage(), weights.storage()))
+            .collect();
+        let by_latent = ByLatent::new(&slices, d_sae);
         let (mut matrix, mut sums) = (buffers::take(d_sae * width), vec![0.0; d_sae]);
         by_latent.scatter(vectors.storage(), width, &mut matrix, &mut sums);
         (floats(matrix, [d_sae, width]), floats(sums, [d_sae]))

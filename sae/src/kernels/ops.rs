@@ -9,60 +9,99 @@ use burn::backend::Cuda;
 #[cfg(feature = "vulkan")]
 use burn::backend::Vulkan;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, Backend, Flex, backend_extension};
+use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
+use burn::tensor::TensorData;
 
 use super::adam::AdamStep;
-use super::select::Rank;
-use super::{Selection, portable};
+use super::portable;
+use crate::code::Rows;
+use crate::sparsifier::Score;
 
 /// What [`SparseKernels::select`] selects.
 #[derive(Clone, Copy, Debug)]
 pub struct EncodePlan {
-    /// The main code.
-    pub main: Selection,
+    /// What the main code's latents compete with.
+    pub score: Score,
+    /// How many win, and where.
+    pub budget: Budget,
     /// How candidates of the auxiliary code rank.
-    pub aux_rank: Rank,
+    pub aux_score: Score,
     /// Width of the auxiliary code; 0 for none.
     pub aux_k: usize,
 }
 
+/// How many latents win.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// So many of every row.
+    PerToken(usize),
+    /// So many of the whole batch.
+    PerBatch(usize),
+    /// All above the bars.
+    Above,
+}
+
+/// What was selected: the main code's entries, and behind them those of the auxiliary code, `aux_k` a row.
+pub struct Winners<B: Backend> {
+    /// Of the main code; it has at least one entry.
+    pub rows: Rows,
+    /// `[entries + batch * aux_k]`
+    pub indices: IntTensor<B>,
+    /// `[entries + batch * aux_k]`
+    pub values: FloatTensor<B>,
+}
+
+/// A code of a batch: which entries belong to which row, their latents and their weights, `[entries]` each.
+pub type Part<B> = (Rows, IntTensor<B>, FloatTensor<B>);
+
 /// The arithmetic of sparse codes on a backend, without a graph.
 ///
-/// `indices`, `weights`: `[batch, slots]`; a matrix keeps one latent a row, `[d_sae, d_in]`. Slots of weight 0 add
+/// `indices`, `weights`: `[entries]`; a matrix keeps one latent a row, `[d_sae, d_in]`. Entries of weight 0 add
 /// nothing.
 pub trait SparseKernels: Backend {
-    /// The winners of `pre = x w_enc^T + b_enc`, `[batch, k + aux_k]` each: indices and values.
+    /// The winners of `pre = x w_enc^T + b_enc`.
     ///
-    /// `x`: `[batch, d_in]`; `candidates`: latents of the auxiliary code, at least `aux_k`, not read if that is 0.
+    /// `x`: `[batch, d_in]`; `bars`: `[d_sae]`, read for [`Budget::Above`] alone; `candidates`: latents of the the
+    /// auxiliary code, at least `aux_k`, not read if that is 0.
     fn select(
         x: FloatTensor<Self>,
         w_enc: FloatTensor<Self>,
         b_enc: FloatTensor<Self>,
+        bars: FloatTensor<Self>,
         candidates: IntTensor<Self>,
         plan: EncodePlan,
-    ) -> (IntTensor<Self>, FloatTensor<Self>) {
-        portable::select::<Self>(x, w_enc, b_enc, candidates, plan)
+    ) -> Winners<Self> {
+        portable::select::<Self>(x, w_enc, b_enc, bars, candidates, plan)
     }
 
     /// `out[r] = sum_j weights[r, j] matrix[indices[r, j]]`: `[batch, d_in]`.
-    fn sum_rows(indices: IntTensor<Self>, weights: FloatTensor<Self>, matrix: FloatTensor<Self>) -> FloatTensor<Self> {
-        portable::sum_rows::<Self>(indices, weights, matrix)
-    }
-
-    /// `out[r, j] = vectors[r] . matrix[indices[r, j]]`: `[batch, slots]`.
-    fn dot_rows(indices: IntTensor<Self>, vectors: FloatTensor<Self>, matrix: FloatTensor<Self>) -> FloatTensor<Self> {
-        portable::dot_rows::<Self>(indices, vectors, matrix)
-    }
-
-    /// `matrix[i] = sum weights[r, j] vectors[r]` over the slots with `indices[r, j] = i`, and the sums of those
-    /// weights: `[d_sae, d_in]` and `[d_sae]`.
-    fn scatter_rows(
+    fn sum_rows(
+        rows: Rows,
         indices: IntTensor<Self>,
         weights: FloatTensor<Self>,
+        matrix: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::sum_rows::<Self>(rows, indices, weights, matrix)
+    }
+
+    /// `out[r, j] = vectors[r] . matrix[indices[r, j]]`: `[entries]`.
+    fn dot_rows(
+        rows: Rows,
+        indices: IntTensor<Self>,
+        vectors: FloatTensor<Self>,
+        matrix: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::dot_rows::<Self>(rows, indices, vectors, matrix)
+    }
+
+    /// `matrix[i] = sum weights[r, j] vectors[r]` over the entries of all `parts` with `indices[r, j] = i`, and the
+    /// sums of those weights: `[d_sae, d_in]` and `[d_sae]`.
+    fn scatter_rows(
+        parts: Vec<Part<Self>>,
         vectors: FloatTensor<Self>,
         d_sae: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::scatter_rows::<Self>(indices, weights, vectors, d_sae)
+        portable::scatter_rows::<Self>(parts, vectors, d_sae)
     }
 
     /// One step of Adam: the new parameter and moments. Buffers that nobody else holds are updated in place.
@@ -84,16 +123,20 @@ impl<R: burn_cubecl::CubeRuntime> SparseKernels for burn_cubecl::CubeBackend<R> 
 #[backend_extension(Autodiff, Flex, Cuda: cfg(feature = "cuda"), Vulkan: cfg(feature = "vulkan"))]
 pub trait SparseOps: Backend {
     /// [`SparseKernels::select`]; the values are differentiable in `x`, `w_enc` and `b_enc`.
+    ///
+    /// Where rows start (of ragged rows alone), indices and values.
     fn sparse_encode(
         x: FloatTensor<Self>,
         w_enc: FloatTensor<Self>,
         b_enc: FloatTensor<Self>,
+        bars: FloatTensor<Self>,
         candidates: IntTensor<Self>,
         plan: EncodePlan,
-    ) -> (IntTensor<Self>, FloatTensor<Self>);
+    ) -> (IntTensor<Self>, IntTensor<Self>, FloatTensor<Self>);
 
     /// [`SparseKernels::sum_rows`], differentiable in `values` and `w_dec`.
     fn sparse_decode(
+        rows: Rows,
         indices: IntTensor<Self>,
         values: FloatTensor<Self>,
         w_dec: FloatTensor<Self>,
@@ -113,23 +156,38 @@ pub trait OptimizerOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 }
 
+/// Where ragged rows start, as burn lets an operation give it: `[batch + 1]`. A lone 0 for equal ones.
+pub(super) fn starts<B: Backend>(rows: &Rows, device: &B::Device) -> IntTensor<B> {
+    let starts: Vec<i32> = match rows {
+        Rows::Equal { .. } => vec![0],
+        Rows::Ragged(starts) => starts.iter().map(|&s| s as i32).collect(),
+    };
+    let shape = [starts.len()];
+    B::int_from_data(TensorData::new(starts, shape), device)
+}
+
 impl<B: SparseKernels> SparseOps for B {
     fn sparse_encode(
         x: FloatTensor<Self>,
         w_enc: FloatTensor<Self>,
         b_enc: FloatTensor<Self>,
+        bars: FloatTensor<Self>,
         candidates: IntTensor<Self>,
         plan: EncodePlan,
-    ) -> (IntTensor<Self>, FloatTensor<Self>) {
-        Self::select(x, w_enc, b_enc, candidates, plan)
+    ) -> (IntTensor<Self>, IntTensor<Self>, FloatTensor<Self>) {
+        let device = x.device();
+        let winners = Self::select(x, w_enc, b_enc, bars, candidates, plan);
+        let starts = starts::<Self>(&winners.rows, &device);
+        (starts, winners.indices, winners.values)
     }
 
     fn sparse_decode(
+        rows: Rows,
         indices: IntTensor<Self>,
         values: FloatTensor<Self>,
         w_dec: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::sum_rows(indices, values, w_dec)
+        Self::sum_rows(rows, indices, values, w_dec)
     }
 }
 

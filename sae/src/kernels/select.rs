@@ -9,22 +9,7 @@
 use super::simd::{Level, for_each_level, level};
 use crate::sparsifier::Score;
 
-/// What the latents of a row compete with, and the value a winner takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rank {
-    /// As a sparsifier scores: `max(u, 0)` or `|u|`.
-    Score(Score),
-    /// By `u` itself, below zero too, and that is the value. A NaN comes last, with value 0.
-    Value,
-}
-
-impl From<Score> for Rank {
-    fn from(score: Score) -> Self {
-        Self::Score(score)
-    }
-}
-
-/// [`Rank`] as types, so that each compiles to loops without a branch on it.
+/// [`Score`] as types, so that each compiles to loops without a branch on it.
 trait Order: Copy {
     /// The least score there is; that of a NaN.
     const FLOOR: f32;
@@ -82,7 +67,7 @@ pub struct Scratch {
 
 /// A number that is smaller the larger `score` is: integers compare in one step, and sort several times as fast.
 #[inline(always)]
-fn rank_of(score: f32) -> u32 {
+pub(super) fn rank_of(score: f32) -> u32 {
     // Adding zero makes one of the two zeros; then the bits of floats order as integers do, the negative ones reversed.
     let bits = (score + 0.0).to_bits();
     let ascending = bits ^ if bits >> 31 == 1 { u32::MAX } else { 1 << 31 };
@@ -133,16 +118,16 @@ for_each_level! { fn by_value(pre: &[f32], depth: usize, tops: &mut [f32]) = top
 /// The `indices.len()` winners of `pre`, best first, and their values.
 ///
 /// `pre`: `[d_sae]`, a NaN comes last; `indices`, `values`: `[k]` with `k <= d_sae`.
-/// Under a [`Rank::Score`], slots that no latent deserves (score 0) get value 0 and the index of the latent that would
+/// Under a score that ends at 0, slots that no latent deserves get value 0 and the index of the latent that would
 /// have come next.
 ///
 /// # Panics
 /// If `k` is 0 or over `d_sae`: configuration is checked before.
-pub fn top_k(pre: &[f32], rank: impl Into<Rank>, indices: &mut [i32], values: &mut [f32], scratch: &mut Scratch) {
-    match rank.into() {
-        Rank::Score(Score::Positive) => winners::<Positive>(pre, positive, indices, values, scratch),
-        Rank::Score(Score::Magnitude) => winners::<Magnitude>(pre, magnitude, indices, values, scratch),
-        Rank::Value => winners::<ByValue>(pre, by_value, indices, values, scratch),
+pub fn top_k(pre: &[f32], score: Score, indices: &mut [i32], values: &mut [f32], scratch: &mut Scratch) {
+    match score {
+        Score::Positive => winners::<Positive>(pre, positive, indices, values, scratch),
+        Score::Magnitude => winners::<Magnitude>(pre, magnitude, indices, values, scratch),
+        Score::Value => winners::<ByValue>(pre, by_value, indices, values, scratch),
     }
 }
 
@@ -200,20 +185,13 @@ fn winners<O: Order>(
 }
 
 /// The plain twin of [`top_k`]: sorts the whole row.
-pub fn top_k_twin(pre: &[f32], rank: impl Into<Rank>, k: usize) -> (Vec<i32>, Vec<f32>) {
-    let rank = rank.into();
-    let score = |u: f32| match rank {
-        Rank::Score(score) => score.of(u),
-        Rank::Value => u.max(f32::MIN),
-    };
-    let value = |u: f32| match rank {
-        Rank::Score(score) => score.value(u),
-        Rank::Value => Score::Magnitude.value(u),
-    };
-    let mut all: Vec<(f32, u32)> = pre.iter().enumerate().map(|(i, &u)| (score(u), i as u32)).collect();
+pub fn top_k_twin(pre: &[f32], score: Score, k: usize) -> (Vec<i32>, Vec<f32>) {
+    let mut all: Vec<(f32, u32)> = pre.iter().enumerate().map(|(i, &u)| (score.of(u), i as u32)).collect();
     all.sort_by(order);
     all.truncate(k);
-    all.iter().map(|&(_, i)| (i as i32, value(pre[i as usize]))).unzip()
+    all.iter()
+        .map(|&(_, i)| (i as i32, score.value(pre[i as usize])))
+        .unzip()
 }
 
 #[cfg(test)]
@@ -222,20 +200,20 @@ mod tests {
 
     use super::*;
 
-    fn fast(pre: &[f32], rank: Rank, k: usize) -> (Vec<i32>, Vec<f32>) {
+    fn fast(pre: &[f32], score: Score, k: usize) -> (Vec<i32>, Vec<f32>) {
         let (mut indices, mut values) = (vec![-1; k], vec![f32::NAN; k]);
-        top_k(pre, rank, &mut indices, &mut values, &mut Scratch::default());
+        top_k(pre, score, &mut indices, &mut values, &mut Scratch::default());
         (indices, values)
     }
 
     #[test]
     fn equal_scores_go_to_the_lower_index() {
         assert_eq!(
-            fast(&[1.0, -2.0, 2.0, 2.0], Rank::Score(Score::Magnitude), 2),
+            fast(&[1.0, -2.0, 2.0, 2.0], Score::Magnitude, 2),
             (vec![1, 2], vec![-2.0, 2.0])
         );
         assert_eq!(
-            fast(&[1.0, -2.0, 2.0, 2.0], Rank::Score(Score::Positive), 2),
+            fast(&[1.0, -2.0, 2.0, 2.0], Score::Positive, 2),
             (vec![2, 3], vec![2.0, 2.0])
         );
     }
@@ -243,7 +221,7 @@ mod tests {
     #[test]
     fn latents_below_zero_fill_slots_with_zeros_under_the_positive_score() {
         assert_eq!(
-            fast(&[-1.0, -2.0, 0.5], Rank::Score(Score::Positive), 3),
+            fast(&[-1.0, -2.0, 0.5], Score::Positive, 3),
             (vec![2, 0, 1], vec![0.5, 0.0, 0.0])
         );
     }
@@ -251,7 +229,7 @@ mod tests {
     #[test]
     fn latents_below_zero_keep_their_value_when_ranked_by_it() {
         assert_eq!(
-            fast(&[-1.0, f32::NAN, -2.0, 0.5], Rank::Value, 4),
+            fast(&[-1.0, f32::NAN, -2.0, 0.5], Score::Value, 4),
             (vec![3, 0, 2, 1], vec![0.5, -1.0, -2.0, 0.0])
         );
     }
@@ -259,7 +237,7 @@ mod tests {
     #[test]
     fn a_nan_never_wins() {
         assert_eq!(
-            fast(&[f32::NAN, 1.0, f32::NAN], Rank::Score(Score::Magnitude), 2),
+            fast(&[f32::NAN, 1.0, f32::NAN], Score::Magnitude, 2),
             (vec![1, 0], vec![1.0, 0.0])
         );
     }
@@ -275,13 +253,13 @@ mod tests {
             ], 1..3000),
             share in 0.0f64..=1.0,
             few: bool,
-            rank in prop_oneof![
-                Just(Rank::Score(Score::Positive)), Just(Rank::Score(Score::Magnitude)), Just(Rank::Value)
+            score in prop_oneof![
+                Just(Score::Positive), Just(Score::Magnitude), Just(Score::Value)
             ],
         ) {
             let share = if few { share * 0.02 } else { share };
             let k = ((pre.len() as f64 * share) as usize).clamp(1, pre.len());
-            prop_assert_eq!(fast(&pre, rank, k), top_k_twin(&pre, rank, k));
+            prop_assert_eq!(fast(&pre, score, k), top_k_twin(&pre, score, k));
         }
     }
 }

@@ -6,9 +6,10 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::select::Rank;
+use super::ops::Budget;
 use super::twin::{self, Host};
 use super::*;
+use crate::code::HostCode;
 
 mod gradients;
 
@@ -45,10 +46,6 @@ fn vector(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
-fn ints(values: &[i32], shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
-}
-
 fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().to_vec().unwrap()
 }
@@ -61,12 +58,51 @@ fn assert_close(found: &[f32], expected: &[f32], what: &str) {
     }
 }
 
+/// What is selected, and the bars there are.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    PerToken(usize),
+    PerBatch(usize),
+    /// Everybody above zero, or above bars around it.
+    Above {
+        zero: bool,
+    },
+}
+
+impl Kind {
+    fn budget(self, batch: usize) -> Budget {
+        match self {
+            Self::PerToken(k) => Budget::PerToken(k),
+            Self::PerBatch(k) => Budget::PerBatch(k * batch),
+            Self::Above { .. } => Budget::Above,
+        }
+    }
+
+    fn bars(self, d_sae: usize) -> Vec<f32> {
+        match self {
+            Self::Above { zero: false } => (0..d_sae).map(|i| (i % 7) as f32 * 0.2 - 0.3).collect(),
+            _ => vec![0.0; d_sae],
+        }
+    }
+
+    fn selection(self, score: Score, d_sae: usize, device: &Device) -> Selection {
+        match self {
+            Self::PerToken(k) => Selection::PerToken { score, k },
+            Self::PerBatch(k) => Selection::PerBatch { score, k },
+            Self::Above { .. } => Selection::Above {
+                score,
+                bars: vector(&self.bars(d_sae), device),
+            },
+        }
+    }
+}
+
 fn encode_on(
     device: &Device,
     host: &Host,
     main: Selection,
     aux: Option<(Score, usize, &[i32])>,
-) -> (Vec<i32>, Vec<f32>) {
+) -> (HostCode, Option<HostCode>) {
     let selected = encode(
         matrix(&host.x, [host.batch(), host.d_in], device),
         matrix(&host.w_enc, [host.d_sae, host.d_in], device),
@@ -75,11 +111,13 @@ fn encode_on(
         aux.map(|(score, k, candidates)| AuxSelection {
             score,
             k,
-            candidates: ints(candidates, [1, candidates.len()], device).reshape([candidates.len()]),
+            candidates: Tensor::from_data(TensorData::new(candidates.to_vec(), [candidates.len()]), device),
         }),
     );
-    let indices = selected.indices.into_data().convert::<i32>().to_vec().unwrap();
-    (indices, read(selected.values))
+    (
+        selected.main.to_host().unwrap(),
+        selected.aux.map(|aux| aux.to_host().unwrap()),
+    )
 }
 
 /// Shapes that fit no vector, tile or power of two, and every third latent dead.
@@ -89,31 +127,45 @@ struct Case {
     batch: usize,
     d_in: usize,
     d_sae: usize,
-    k: usize,
+    kind: Kind,
     score: Score,
     dead: Vec<i32>,
     k_aux: usize,
 }
 
+impl Case {
+    fn aux_score(&self) -> Score {
+        match self.score {
+            Score::Magnitude => Score::Magnitude,
+            Score::Positive | Score::Value => Score::Value,
+        }
+    }
+}
+
 fn cases() -> impl Strategy<Value = Case> {
-    let score = prop_oneof![Just(Score::Positive), Just(Score::Magnitude)];
+    let score = prop_oneof![Just(Score::Positive), Just(Score::Magnitude), Just(Score::Value)];
     (
         0u64..1000,
         1usize..12,
         1usize..70,
         1usize..200,
-        0.0f64..=1.0,
+        (0.0f64..=1.0, 0..4),
         score,
         1i32..5,
     )
-        .prop_map(|(seed, batch, d_in, d_sae, share, score, every)| {
+        .prop_map(|(seed, batch, d_in, d_sae, (share, kind), score, every)| {
             let dead: Vec<i32> = (0..d_sae as i32).filter(|i| i % every == 0).collect();
+            let k = ((d_sae as f64 * share) as usize).clamp(1, d_sae);
             Case {
                 seed,
                 batch,
                 d_in,
                 d_sae,
-                k: ((d_sae as f64 * share) as usize).clamp(1, d_sae),
+                kind: match kind {
+                    0 => Kind::PerToken(k),
+                    1 => Kind::PerBatch(k),
+                    _ => Kind::Above { zero: kind == 2 },
+                },
                 score,
                 k_aux: dead.len().div_ceil(2),
                 dead,
@@ -121,42 +173,77 @@ fn cases() -> impl Strategy<Value = Case> {
         })
 }
 
-/// Holds a selection against the twin's. Rounding may let nearly equal scores change places, so scores are compared slot
-/// by slot, and an index is judged by what it points at.
-fn judge_selection(case: &Case, host: &Host, indices: &[i32], values: &[f32]) {
-    let main = Selection {
-        score: case.score,
-        k: case.k,
-    };
-    let aux_rank = match case.score {
-        Score::Positive => Rank::Value,
-        Score::Magnitude => Rank::Score(Score::Magnitude),
-    };
-    let (_, expected) = host.encode(main, Some((aux_rank, case.k_aux, &case.dead)));
-    let scores = |values: &[f32]| -> Vec<f32> {
-        let of = |v: &f32| if case.score == Score::Magnitude { v.abs() } else { *v };
-        values.iter().map(of).collect()
-    };
-    assert_close(&scores(values), &scores(&expected), "scores");
-    let pre = host.pre();
-    let slots = case.k + case.k_aux;
-    for (n, (&i, &v)) in indices.iter().zip(values).enumerate() {
-        let (row, slot) = (n / slots, n % slots);
-        assert!((0..case.d_sae as i32).contains(&i), "index {i}");
-        let u = pre[row * case.d_sae + i as usize];
-        let u = if slot < case.k { case.score.value(u) } else { u };
-        assert!(
-            (u - v).abs() <= 1e-4 * (1.0 + u.abs()),
-            "slot {slot} says {v}, latent {i} is {u}"
-        );
-        assert!(slot < case.k || case.dead.contains(&i), "{i} is not dead");
+/// Holds a code against the twin's. Rounding may let nearly equal scores change places, and a score at a bar fall on
+/// either side of it, so an entry is judged by what it points at, and sizes of rows by the entries clear of the border.
+fn judge_selection(case: &Case, host: &Host, code: &HostCode, aux: &HostCode) {
+    let (pre, bars) = (host.pre(), case.kind.bars(case.d_sae));
+    let budget = case.kind.budget(case.batch);
+    let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * (1.0 + b.abs());
+    let keeps_pre = budget == Budget::Above;
+    for (row, range) in code.rows.ranges().enumerate() {
+        for (&i, &v) in code.indices[range.clone()].iter().zip(&code.values[range.clone()]) {
+            assert!((0..case.d_sae as i32).contains(&i), "index {i}");
+            let u = pre[row * case.d_sae + i as usize];
+            let expected = if keeps_pre { u } else { case.score.value(u) };
+            // The one inactive entry of an empty code has value 0.
+            assert!(
+                near(v, expected) || (v == 0.0 && code.rows.len() == 1),
+                "{v}, latent {i} is {u}"
+            );
+        }
+        let mut latents = code.indices[range].to_vec();
+        latents.sort();
+        latents.dedup();
+        assert_eq!(latents.len(), code.rows.range(row).len(), "a latent twice in a row");
     }
-    for row in indices.chunks(slots) {
-        for part in [&row[..case.k], &row[case.k..]] {
-            let mut latents = part.to_vec();
-            latents.sort();
-            latents.dedup();
-            assert_eq!(latents.len(), part.len(), "a latent twice in a code");
+    let expected = host.encode(case.score, budget, &bars);
+    let scores = |code: &HostCode, range: std::ops::Range<usize>| -> Vec<f32> {
+        let of = |v: &f32| if case.score == Score::Magnitude { v.abs() } else { *v };
+        code.values[range].iter().map(of).collect()
+    };
+    match budget {
+        Budget::PerToken(_) => {
+            for (a, b) in code.rows.ranges().zip(expected.rows.ranges()) {
+                assert_close(&scores(code, a), &scores(&expected, b), "scores");
+            }
+        }
+        Budget::PerBatch(_) => {
+            let sorted = |code: &HostCode| {
+                let mut all = scores(code, 0..code.values.len());
+                all.retain(|s| *s != 0.0);
+                all.sort_by(f32::total_cmp);
+                all
+            };
+            assert_close(&sorted(code), &sorted(&expected), "scores of the batch");
+        }
+        Budget::Above => {
+            for row in 0..case.batch {
+                for i in 0..case.d_sae {
+                    let u = pre[row * case.d_sae + i];
+                    let score = if case.score == Score::Magnitude { u.abs() } else { u };
+                    let inside = code.indices[code.rows.range(row)].contains(&(i as i32)) && code.values[0] != 0.0;
+                    let clear = !near(score, bars[i]);
+                    assert!(
+                        !clear || inside == (score > bars[i]),
+                        "row {row}: latent {i} is {u}, bar {}",
+                        bars[i]
+                    );
+                }
+            }
+        }
+    }
+
+    let expected = host.encode_aux(case.aux_score(), case.k_aux, &case.dead);
+    assert_eq!(aux.rows, expected.rows);
+    assert_close(
+        &scores(aux, 0..aux.values.len()),
+        &scores(&expected, 0..aux.values.len()),
+        "auxiliary scores",
+    );
+    for (row, range) in aux.rows.ranges().enumerate() {
+        for (&i, &v) in aux.indices[range.clone()].iter().zip(&aux.values[range]) {
+            assert!(case.dead.contains(&i), "{i} is not dead");
+            assert!(near(v, pre[row * case.d_sae + i as usize]));
         }
     }
 }
@@ -164,49 +251,60 @@ fn judge_selection(case: &Case, host: &Host, indices: &[i32], values: &[f32]) {
 /// Holds [`encode`] on `device` against the twin.
 fn check_encoding(case: &Case, device: &Device) {
     let host = host(case.seed, case.batch, case.d_in, case.d_sae);
-    let main = Selection {
-        score: case.score,
-        k: case.k,
-    };
+    let main = case.kind.selection(case.score, case.d_sae, device);
     let aux = Some((case.score, case.k_aux, &case.dead[..]));
-    let (indices, values) = encode_on(device, &host, main, aux);
-    judge_selection(case, &host, &indices, &values);
+    let (code, aux) = encode_on(device, &host, main, aux);
+    judge_selection(case, &host, &code, &aux.unwrap());
 }
 
-/// Holds [`decode`] on `device` and its gradients against the twins, on a code of random latents: some twice in a row,
-/// and with few latents, many times in the batch.
-fn check_products(case: &Case, zero_rows: bool, device: &Device) {
-    let host = host(case.seed, case.batch, case.d_in, case.d_sae);
+/// A code of random latents: some twice in a row, and with few latents, many times in the batch. Rows of equal length,
+/// or of every length from none up.
+fn random_code(case: &Case, zero_rows: bool, ragged: bool) -> HostCode {
     let mut rng = ChaCha8Rng::seed_from_u64(case.seed + 1);
-    let slots = case.k.min(40);
-    let indices: Vec<i32> = (0..case.batch * slots)
-        .map(|_| rng.random_range(0..case.d_sae as i32))
-        .collect();
-    let mut values = uniform(&mut rng, case.batch * slots);
-    for (n, v) in values.iter_mut().enumerate() {
-        if n.is_multiple_of(5) || (zero_rows && (n / slots).is_multiple_of(2)) {
+    let slots = match case.kind {
+        Kind::PerToken(k) | Kind::PerBatch(k) => k.min(40),
+        Kind::Above { .. } => 5,
+    };
+    let rows = match ragged {
+        true => Rows::from_lengths((0..case.batch).map(|_| rng.random_range(0..=slots))),
+        false => Rows::Equal {
+            batch: case.batch,
+            slots,
+        },
+    };
+    let n = rows.len();
+    let indices: Vec<i32> = (0..n).map(|_| rng.random_range(0..case.d_sae as i32)).collect();
+    let mut values = uniform(&mut rng, n);
+    for (n, (v, owner)) in values.iter_mut().zip(rows.owners()).enumerate() {
+        if n.is_multiple_of(5) || (zero_rows && owner % 2 == 0) {
             *v = 0.0;
         }
     }
+    let code = HostCode { rows, indices, values };
+    code.never_empty()
+}
+
+/// Holds [`decode`] on `device` and its gradients against the twins.
+fn check_products(case: &Case, zero_rows: bool, ragged: bool, device: &Device) {
+    let host = host(case.seed, case.batch, case.d_in, case.d_sae);
+    let code = random_code(case, zero_rows, ragged);
     let d_in = case.d_in;
-    let sums = twin::sum_rows(&indices, &values, slots, &host.w_dec, d_in);
-    let dots = twin::dot_rows(&indices, slots, &host.x, &host.w_dec, d_in);
-    let (scattered, weights) = twin::scatter_rows(&indices, &values, slots, &host.x, d_in, case.d_sae);
+    let sums = twin::sum_rows(&code, &host.w_dec, d_in);
+    let dots = twin::dot_rows(&code, &host.x, &host.w_dec, d_in);
+    let (scattered, weights) = twin::scatter_rows(&code, &host.x, d_in, case.d_sae);
     let device = device.clone().autodiff();
-    let code = matrix(&values, [case.batch, slots], &device).require_grad();
+    let mut on_device = SparseCode::from_host(code.clone(), &device);
+    let values = on_device.values.require_grad();
+    on_device.values = values.clone();
     let w_dec = matrix(&host.w_dec, [case.d_sae, d_in], &device).require_grad();
-    let recon = decode(
-        ints(&indices, [case.batch, slots], &device),
-        code.clone(),
-        w_dec.clone(),
-    );
+    let recon = decode(&on_device, w_dec.clone());
     assert_close(&read(recon.clone()), &sums, "recon");
     // The gradient of `sum(recon * x)` with respect to the reconstruction is x.
     let grads = (recon * matrix(&host.x, [case.batch, d_in], &device)).sum().backward();
-    assert_close(&read(code.grad(&grads).unwrap()), &dots, "gradient of values");
+    assert_close(&read(values.grad(&grads).unwrap()), &dots, "gradient of values");
     assert_close(&read(w_dec.grad(&grads).unwrap()), &scattered, "gradient of w_dec");
 
-    let by_latent = cpu::ByLatent::new(&indices, &values, slots, case.d_sae);
+    let by_latent = cpu::ByLatent::new(&[(&code.rows, &code.indices, &code.values)], case.d_sae);
     let (mut found, mut found_sums) = (vec![f32::NAN; case.d_sae * d_in], vec![f32::NAN; case.d_sae]);
     by_latent.scatter(&host.x, d_in, &mut found, &mut found_sums);
     assert_close(&found, &scattered, "scattered");
@@ -217,28 +315,31 @@ fn check_products(case: &Case, zero_rows: bool, device: &Device) {
 fn every_device_of_this_build_computes_what_the_twins_do() {
     // Few shapes: a GPU's driver compiles for each.
     for device in devices() {
-        for (batch, d_in, d_sae, k, score) in [
-            (5, 33, 47, 6, Score::Positive),
-            (5, 33, 47, 1, Score::Magnitude),
-            (2, 8, 7, 7, Score::Magnitude),
+        for (batch, d_in, d_sae, kind, score) in [
+            (5, 33, 47, Kind::PerToken(6), Score::Positive),
+            (5, 33, 47, Kind::PerToken(1), Score::Magnitude),
+            (2, 8, 7, Kind::PerToken(7), Score::Magnitude),
+            (5, 33, 47, Kind::PerBatch(3), Score::Magnitude),
+            (5, 33, 47, Kind::Above { zero: true }, Score::Positive),
+            (2, 8, 7, Kind::Above { zero: false }, Score::Positive),
         ] {
             let case = Case {
                 seed: 11,
                 batch,
                 d_in,
                 d_sae,
-                k,
+                kind,
                 score,
                 dead: (0..d_sae as i32).step_by(3).collect(),
                 k_aux: 2,
             };
             check_encoding(&case, &device);
-            check_products(&case, true, &device);
+            check_products(&case, true, matches!(kind, Kind::PerBatch(_)), &device);
         }
     }
 }
 
-fn on_flex(tensor: Tensor<2>) -> burn_flex::FlexTensor {
+fn on_flex<const D: usize>(tensor: Tensor<D>) -> burn_flex::FlexTensor {
     tensor.try_into_primitive::<Flex>().unwrap()
 }
 
@@ -255,42 +356,55 @@ proptest! {
     }
 
     #[test]
-    fn sparse_products_equal_their_twins(case in cases(), zero_rows: bool) {
-        check_products(&case, zero_rows, &Device::flex());
+    fn sparse_products_equal_their_twins(case in cases(), zero_rows: bool, ragged: bool) {
+        check_products(&case, zero_rows, ragged, &Device::flex());
     }
 
     #[test]
-    fn the_portable_products_equal_their_twins(case in cases()) {
+    fn the_portable_products_equal_their_twins(case in cases(), ragged: bool) {
         let host = host(case.seed, case.batch, case.d_in, case.d_sae);
-        let mut rng = ChaCha8Rng::seed_from_u64(case.seed + 1);
-        let (slots, d_in) = (case.k.min(40), case.d_in);
-        let indices: Vec<i32> = (0..case.batch * slots).map(|_| rng.random_range(0..case.d_sae as i32)).collect();
-        let values = uniform(&mut rng, case.batch * slots);
+        let code = random_code(&case, false, ragged);
+        let d_in = case.d_in;
         let device = Device::flex();
         let float = |v: &[f32], shape| on_flex(matrix(v, shape, &device));
-        let code = || ints(&indices, [case.batch, slots], &device).try_into_primitive::<Flex>().unwrap();
-        let weights = || float(&values, [case.batch, slots]);
+        let ints = |v: &[i32]| {
+            let tensor: Tensor<1, Int> = Tensor::from_data(TensorData::new(v.to_vec(), [v.len()]), &device);
+            tensor.try_into_primitive::<Flex>().unwrap()
+        };
+        let part = || (code.rows.clone(), ints(&code.indices), on_flex(vector(&code.values, &device)));
         let (x, w_dec) = (|| float(&host.x, [case.batch, d_in]), || float(&host.w_dec, [case.d_sae, d_in]));
-        let recon = portable::sum_rows::<Flex>(code(), weights(), w_dec());
-        assert_close(&off_flex(recon), &twin::sum_rows(&indices, &values, slots, &host.w_dec, d_in), "sums");
-        let dots = portable::dot_rows::<Flex>(code(), x(), w_dec());
-        assert_close(&off_flex(dots), &twin::dot_rows(&indices, slots, &host.x, &host.w_dec, d_in), "dots");
-        let (scattered, sums) = portable::scatter_rows::<Flex>(code(), weights(), x(), case.d_sae);
-        let expected = twin::scatter_rows(&indices, &values, slots, &host.x, d_in, case.d_sae);
-        assert_close(&off_flex(scattered), &expected.0, "scattered");
-        assert_close(&off_flex(sums), &expected.1, "sums of weights");
+        let (rows, indices, weights) = part();
+        let recon = portable::sum_rows::<Flex>(rows, indices, weights, w_dec());
+        assert_close(&off_flex(recon), &twin::sum_rows(&code, &host.w_dec, d_in), "sums");
+        let (rows, indices, _) = part();
+        let dots = portable::dot_rows::<Flex>(rows, indices, x(), w_dec());
+        assert_close(&off_flex(dots), &twin::dot_rows(&code, &host.x, &host.w_dec, d_in), "dots");
+        // Twice the same code: twice the sums.
+        let (scattered, sums) = portable::scatter_rows::<Flex>(vec![part(), part()], x(), case.d_sae);
+        let expected = twin::scatter_rows(&code, &host.x, d_in, case.d_sae);
+        let twice = |v: &[f32]| v.iter().map(|v| 2.0 * v).collect::<Vec<_>>();
+        assert_close(&off_flex(scattered), &twice(&expected.0), "scattered");
+        assert_close(&off_flex(sums), &twice(&expected.1), "sums of weights");
 
-        let main = Selection { score: case.score, k: case.k };
-        let aux_rank = if case.score == Score::Positive { Rank::Value } else { Rank::Score(Score::Magnitude) };
-        let (indices, values) = portable::select::<Flex>(
+        let winners = portable::select::<Flex>(
             x(),
             float(&host.w_enc, [case.d_sae, d_in]),
-            vector(&host.b_enc, &device).try_into_primitive::<Flex>().unwrap(),
-            ints(&case.dead, [1, case.dead.len()], &device).reshape([case.dead.len()]).try_into_primitive::<Flex>().unwrap(),
-            ops::EncodePlan { main, aux_rank, aux_k: case.k_aux },
+            on_flex(vector(&host.b_enc, &device)),
+            on_flex(vector(&case.kind.bars(case.d_sae), &device)),
+            ints(&case.dead),
+            ops::EncodePlan {
+                score: case.score,
+                budget: case.kind.budget(case.batch),
+                aux_score: case.aux_score(),
+                aux_k: case.k_aux,
+            },
         );
-        let indices = Tensor::<2, Int>::from_primitive::<Flex>(indices).into_data().to_vec::<i32>().unwrap();
-        judge_selection(&case, &host, &indices, &off_flex(values));
+        let indices = Tensor::<1, Int>::from_primitive::<Flex>(winners.indices).into_data().convert::<i32>();
+        let mut indices = indices.to_vec::<i32>().unwrap();
+        let mut values = off_flex(winners.values);
+        let (aux_indices, aux_values) = (indices.split_off(winners.rows.len()), values.split_off(winners.rows.len()));
+        let aux = HostCode::equal(case.k_aux, aux_indices, aux_values);
+        judge_selection(&case, &host, &HostCode { rows: winners.rows, indices, values }, &aux);
     }
 
     #[test]
@@ -305,13 +419,16 @@ proptest! {
         for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
             let mut out = vec![f32::NAN; width];
             simd::sum_rows(level, &mut out, &rows, &weights, &table);
-            let expected = if n == 0 { vec![0.0; width] } else { twin::sum_rows(&signed, &weights, n, &table, width) };
+            let code = HostCode {
+                rows: Rows::from_lengths([n]),
+                indices: signed.clone(),
+                values: weights.clone(),
+            };
+            let expected = twin::sum_rows(&code, &table, width);
             assert_close(&out, &expected, "sum of rows");
             let mut dots = vec![f32::NAN; n];
             simd::dot_rows(level, &mut dots, &v, &signed, &table);
-            if n > 0 {
-                assert_close(&dots, &twin::dot_rows(&signed, n, &v, &table, width), "dots");
-            }
+            assert_close(&dots, &twin::dot_rows(&code, &v, &table, width), "dots");
             let squares: f64 = v.iter().map(|&v| f64::from(v).powi(2)).sum();
             prop_assert!((simd::sum_of_squares(level, &v) - squares).abs() < 1e-9 * (1.0 + squares));
         }
@@ -322,33 +439,55 @@ proptest! {
 fn an_auxiliary_code_is_no_wider_than_its_candidates() {
     for device in devices() {
         let host = host(1, 3, 4, 8);
-        let main = Selection {
+        let main = Selection::PerToken {
             score: Score::Magnitude,
             k: 2,
         };
-        let (indices, _) = encode_on(&device, &host, main, Some((Score::Magnitude, 5, &[3, 6])));
-        assert_eq!(indices.len(), 3 * 4);
-        let selected = |row: usize| {
-            let mut aux = indices[row * 4 + 2..][..2].to_vec();
-            aux.sort();
-            aux
-        };
-        assert!((0..3).all(|row| selected(row) == [3, 6]));
+        let (_, aux) = encode_on(&device, &host, main, Some((Score::Magnitude, 5, &[3, 6])));
+        let aux = aux.unwrap();
+        assert_eq!(aux.rows, Rows::Equal { batch: 3, slots: 2 });
+        for row in aux.indices.chunks(2) {
+            let mut row = row.to_vec();
+            row.sort();
+            assert_eq!(row, [3, 6]);
+        }
     }
 }
 
 #[test]
 fn rows_of_every_tile_of_the_product_are_selected_from() {
     // Tiles of the CPU's encoder hold 2^23 elements: 119 rows of this width.
-    let host = host(4, 150, 3, 70_000);
-    let main = Selection {
-        score: Score::Magnitude,
-        k: 2,
-    };
-    let (_, values) = encode_on(&Device::flex(), &host, main, None);
-    let (_, expected) = host.encode(main, None);
-    let scores = |values: Vec<f32>| values.iter().map(|v| v.abs()).collect::<Vec<_>>();
-    assert_close(&scores(values), &scores(expected), "scores");
+    for kind in [Kind::PerToken(2), Kind::PerBatch(2), Kind::Above { zero: false }] {
+        let case = Case {
+            seed: 4,
+            batch: 150,
+            d_in: 3,
+            d_sae: 70_000,
+            kind,
+            score: Score::Magnitude,
+            dead: vec![5, 69_999],
+            k_aux: 1,
+        };
+        let host = host(case.seed, case.batch, case.d_in, case.d_sae);
+        let selection = kind.selection(case.score, case.d_sae, &Device::flex());
+        let (code, _) = encode_on(&Device::flex(), &host, selection, None);
+        let expected = host.encode(case.score, kind.budget(case.batch), &kind.bars(case.d_sae));
+        let sorted = |code: &HostCode| {
+            let mut all: Vec<f32> = code.values.iter().map(|v| v.abs()).collect();
+            all.sort_by(f32::total_cmp);
+            all
+        };
+        match kind {
+            // Millions are above: as many, but for those that rounding takes over the bar.
+            Kind::Above { .. } => {
+                let (found, expected) = (code.values.len() as f64, expected.values.len() as f64);
+                assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
+            }
+            _ => assert_close(&sorted(&code), &sorted(&expected), "scores"),
+        }
+        let last = code.rows.range(149);
+        assert!(!last.is_empty() || matches!(kind, Kind::PerBatch(_)));
+    }
 }
 
 #[test]
@@ -356,18 +495,25 @@ fn a_nan_in_one_row_stays_in_that_row() {
     let device = Device::flex();
     let mut host = host(2, 3, 4, 8);
     host.x[5] = f32::NAN;
-    let main = Selection {
+    for kind in [Kind::PerToken(3), Kind::PerBatch(3), Kind::Above { zero: true }] {
+        let (code, _) = encode_on(&device, &host, kind.selection(Score::Magnitude, 8, &device), None);
+        assert_eq!(code.row(1).count(), 0);
+        assert!(code.row(0).count() >= 3 && code.row(2).count() >= 3);
+        assert!(code.values.iter().all(|v| v.is_finite()));
+    }
+}
+
+#[test]
+fn one_giant_row_takes_the_budget_of_the_batch_and_nothing_of_its_memory() {
+    let mut host = host(2, 64, 4, 100);
+    host.x[4..8].iter_mut().for_each(|v| *v *= 1e6);
+    let main = Selection::PerBatch {
         score: Score::Magnitude,
-        k: 3,
+        k: 2,
     };
-    let (_, values) = encode_on(&device, &host, main, None);
-    assert_eq!(values[3..6], [0.0; 3]);
-    assert!(
-        values[..3]
-            .iter()
-            .chain(&values[6..])
-            .all(|v| v.is_finite() && *v != 0.0)
-    );
+    let (code, _) = encode_on(&Device::flex(), &host, main, None);
+    assert_eq!(code.rows.range(1).len(), 100);
+    assert_eq!(code.values.len(), 128);
 }
 
 #[test]

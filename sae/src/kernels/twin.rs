@@ -1,7 +1,10 @@
 //! What the kernels compute, one plain loop each, in f64: the reference of the tests.
 
-use super::Selection;
-use super::select::{Rank, top_k_twin};
+use super::ops::Budget;
+use super::ragged::{above_twin, best_of_batch_twin};
+use super::select::top_k_twin;
+use crate::code::{HostCode, Rows};
+use crate::sparsifier::Score;
 
 /// `[d_sae, d_in]` matrices, biases and rows on the host.
 pub struct Host {
@@ -30,60 +33,79 @@ impl Host {
         pre
     }
 
-    /// The main winners of every row, then those of `candidates` by `aux_rank`.
-    pub fn encode(&self, main: Selection, aux: Option<(Rank, usize, &[i32])>) -> (Vec<i32>, Vec<f32>) {
+    /// The main code: each row's winners, best first, or with latents ascending above `bars`.
+    pub fn encode(&self, score: Score, budget: Budget, bars: &[f32]) -> HostCode {
+        let pre = self.pre();
+        let rows: Vec<Vec<(i32, f32)>> = match budget {
+            Budget::PerBatch(n) => best_of_batch_twin(&pre, self.d_sae, score, n),
+            Budget::PerToken(k) => pre
+                .chunks(self.d_sae)
+                .map(|pre| {
+                    let (indices, values) = top_k_twin(pre, score, k);
+                    indices.into_iter().zip(values).collect()
+                })
+                .collect(),
+            Budget::Above => pre
+                .chunks(self.d_sae)
+                .map(|pre| {
+                    let above = above_twin(pre, bars, score).into_iter();
+                    above.map(|i| (i as i32, pre[i as usize])).collect()
+                })
+                .collect(),
+        };
+        let (indices, values) = rows.iter().flatten().copied().unzip();
+        HostCode {
+            rows: Rows::from_lengths(rows.iter().map(Vec::len)),
+            indices,
+            values,
+        }
+    }
+
+    /// The auxiliary code: every row's `k` best among `candidates`.
+    pub fn encode_aux(&self, score: Score, k: usize, candidates: &[i32]) -> HostCode {
+        let k = k.min(candidates.len());
         let (mut indices, mut values) = (Vec::new(), Vec::new());
         for pre in self.pre().chunks(self.d_sae) {
-            let (i, v) = top_k_twin(pre, Rank::Score(main.score), main.k);
-            indices.extend(i);
+            let subset: Vec<f32> = candidates.iter().map(|&i| pre[i as usize]).collect();
+            let (i, v) = top_k_twin(&subset, score, k);
+            indices.extend(i.iter().map(|&i| candidates[i as usize]));
             values.extend(v);
-            if let Some((rank, k, candidates)) = aux {
-                let subset: Vec<f32> = candidates.iter().map(|&i| pre[i as usize]).collect();
-                let (i, v) = top_k_twin(&subset, rank, k.min(candidates.len()));
-                indices.extend(i.iter().map(|&i| candidates[i as usize]));
-                values.extend(v);
-            }
         }
-        (indices, values)
+        HostCode::equal(k, indices, values)
     }
 }
 
 /// `out[r] = sum_j weights[r, j] matrix[indices[r, j]]`.
-pub fn sum_rows(indices: &[i32], weights: &[f32], slots: usize, matrix: &[f32], width: usize) -> Vec<f32> {
-    let mut out = vec![0.0f64; indices.len() / slots * width];
-    for (n, (&i, &w)) in indices.iter().zip(weights).enumerate() {
+pub fn sum_rows(code: &HostCode, matrix: &[f32], width: usize) -> Vec<f32> {
+    let mut out = vec![0.0f64; code.batch() * width];
+    for (n, owner) in code.rows.owners().into_iter().enumerate() {
+        let (row, latent) = (owner as usize * width, code.indices[n] as usize * width);
         for c in 0..width {
-            out[n / slots * width + c] += f64::from(w) * f64::from(matrix[i as usize * width + c]);
+            out[row + c] += f64::from(code.values[n]) * f64::from(matrix[latent + c]);
         }
     }
     out.iter().map(|&v| v as f32).collect()
 }
 
 /// `out[r, j] = vectors[r] . matrix[indices[r, j]]`.
-pub fn dot_rows(indices: &[i32], slots: usize, vectors: &[f32], matrix: &[f32], width: usize) -> Vec<f32> {
-    let dot = |(n, &i): (usize, &i32)| {
-        let (row, other) = (n / slots * width, i as usize * width);
+pub fn dot_rows(code: &HostCode, vectors: &[f32], matrix: &[f32], width: usize) -> Vec<f32> {
+    let dot = |(owner, &i): (i32, &i32)| {
+        let (row, other) = (owner as usize * width, i as usize * width);
         (0..width)
             .map(|c| f64::from(vectors[row + c]) * f64::from(matrix[other + c]))
             .sum::<f64>() as f32
     };
-    indices.iter().enumerate().map(dot).collect()
+    code.rows.owners().into_iter().zip(&code.indices).map(dot).collect()
 }
 
-/// `matrix[i] = sum weights[r, j] vectors[r]` over slots of latent `i`, and the sums of the weights.
-pub fn scatter_rows(
-    indices: &[i32],
-    weights: &[f32],
-    slots: usize,
-    vectors: &[f32],
-    width: usize,
-    d_sae: usize,
-) -> (Vec<f32>, Vec<f32>) {
+/// `matrix[i] = sum weights[r, j] vectors[r]` over entries of latent `i`, and the sums of the weights.
+pub fn scatter_rows(code: &HostCode, vectors: &[f32], width: usize, d_sae: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut matrix, mut sums) = (vec![0.0f64; d_sae * width], vec![0.0f64; d_sae]);
-    for (n, (&i, &w)) in indices.iter().zip(weights).enumerate() {
-        sums[i as usize] += f64::from(w);
+    for (n, owner) in code.rows.owners().into_iter().enumerate() {
+        let (i, w) = (code.indices[n] as usize, f64::from(code.values[n]));
+        sums[i] += w;
         for c in 0..width {
-            matrix[i as usize * width + c] += f64::from(w) * f64::from(vectors[n / slots * width + c]);
+            matrix[i * width + c] += w * f64::from(vectors[owner as usize * width + c]);
         }
     }
     let single = |v: Vec<f64>| v.iter().map(|&v| v as f32).collect();

@@ -10,17 +10,38 @@
 
 use burn::tensor::Tensor;
 
-use super::Forward;
+use super::{About, Face, Forward, Moment};
+use crate::error::Result;
 use crate::kernels::decode;
 
-pub(super) fn value(pass: &Forward, full_at: usize) -> Option<Tensor<1>> {
-    let code = pass.selected.aux()?;
-    let [_, d_in] = pass.x.dims();
-    let residual = (pass.x.clone() - pass.recon.clone()).detach();
-    let about_mean = residual.clone() - residual.clone().mean_dim(0).expand([residual.dims()[0], d_in]);
-    // A perfect reconstruction leaves nothing to explain; the smallest number keeps 0 / 0 out of the loss.
-    let variance = (about_mean.clone() * about_mean).sum().clamp_min(f32::MIN_POSITIVE);
-    let error = residual - decode(code.indices, code.values, pass.w_dec.clone());
-    let scale = (pass.n_dead as f64 / full_at as f64).min(1.0);
-    Some((error.clone() * error).sum() / variance * scale)
+/// The term, of `train.aux_weight`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuxK {
+    /// What it enters the loss with.
+    pub weight: f64,
+    /// The number of dead latents from which on it has its full weight.
+    pub full_at: usize,
+}
+
+impl Face for AuxK {
+    fn weight(&self, _: Moment) -> f64 {
+        self.weight
+    }
+
+    fn value(&self, pass: &Forward) -> Option<Tensor<1>> {
+        let code = pass.aux.as_ref()?;
+        let [_, d_in] = pass.x.dims();
+        let residual = (pass.x.clone() - pass.recon.clone()).detach();
+        let about_mean = residual.clone() - residual.clone().mean_dim(0).expand([residual.dims()[0], d_in]);
+        // A perfect reconstruction leaves nothing to explain; the smallest number keeps 0 / 0 out of the loss.
+        let variance = (about_mean.clone() * about_mean).sum().clamp_min(f32::MIN_POSITIVE);
+        let error = residual - decode(code, pass.w_dec.clone());
+        let scale = (pass.n_dead as f64 / self.full_at as f64).min(1.0);
+        Some((error.clone() * error).sum() / variance * scale)
+    }
+
+    /// Its keys are those of `[train]`.
+    fn validate(&self, _: &str, _: About) -> Result<()> {
+        Ok(())
+    }
 }

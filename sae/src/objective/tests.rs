@@ -1,25 +1,54 @@
 use burn::tensor::{Device, Int};
 
 use super::*;
+use crate::code::Rows;
 
 /// Two rows of two, three latents; latent 2 is dead and its code is auxiliary.
 fn pass(device: &Device, with_aux: bool) -> Forward {
-    let slots = if with_aux { 2 } else { 1 };
-    let indices = Tensor::<2, Int>::from_ints([[0, 2], [1, 2]], device).narrow(1, 0, slots);
-    let values = Tensor::<2>::from_floats([[1.0, 0.5], [2.0, -1.0]], device).narrow(1, 0, slots);
+    let code = |indices: [i32; 2], values: [f32; 2]| SparseCode {
+        rows: Rows::Equal { batch: 2, slots: 1 },
+        indices: Tensor::<1, Int>::from_ints(indices, device),
+        values: Tensor::<1>::from_floats(values, device),
+    };
     Forward {
         x: Tensor::from_floats([[1.0, 2.0], [0.0, 2.0]], device),
         recon: Tensor::from_floats([[1.0, 0.0], [0.0, 1.0]], device),
-        selected: Selected { indices, values, k: 1 },
+        code: code([0, 1], [1.0, 2.0]),
+        signed: false,
+        aux: with_aux.then(|| code([2, 2], [0.5, -1.0])),
+        near: None,
         w_dec: Tensor::from_floats([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], device),
+        b_dec: Tensor::zeros([2], device),
         n_dead: 1,
         variance: 4.0,
+        moment: Moment {
+            step: 0,
+            steps: 10,
+            seed: 0,
+        },
     }
+}
+
+fn standard(aux_weight: f64) -> Objective {
+    Objective::new(&ObjectiveConfig::default(), aux_weight, 2)
+}
+
+/// The value of one term of `[objective]`.
+fn value(config: &str, pass: &Forward) -> f32 {
+    let config: ObjectiveConfig = toml::from_str(config).unwrap();
+    let term = &config.terms()[0];
+    to_host::<f32>(term.face().value(pass).unwrap().try_into_data()).unwrap()[0]
+}
+
+#[track_caller]
+fn near(found: f32, expected: f64) {
+    let off = (f64::from(found) - expected).abs();
+    assert!(off < 1e-5 * (1.0 + expected.abs()), "{found}, expected {expected}");
 }
 
 #[test]
 fn parts_are_what_their_formulas_say_by_hand() {
-    let objective = Objective::standard(0.5, 2);
+    let objective = standard(0.5);
     let (total, parts) = objective.loss(&pass(&Device::flex(), true)).read().unwrap();
     // Residuals (0, 2) and (0, 1): squares 4 + 1, mean over two rows, over the variance.
     assert_eq!(parts[0], ("mse", 5.0 / 2.0 / 4.0));
@@ -31,10 +60,10 @@ fn parts_are_what_their_formulas_say_by_hand() {
 
 #[test]
 fn without_dead_latents_there_is_no_auxiliary_part() {
-    let loss = Objective::standard(0.5, 2).loss(&pass(&Device::flex(), false));
+    let loss = standard(0.5).loss(&pass(&Device::flex(), false));
     let names: Vec<_> = loss.read().unwrap().1.iter().map(|p| p.0).collect();
     assert_eq!(names, ["mse"]);
-    assert_eq!(Objective::standard(0.0, 2).terms.len(), 1);
+    assert_eq!(standard(0.0).terms.len(), 1);
 }
 
 #[test]
@@ -42,7 +71,112 @@ fn a_perfect_reconstruction_has_a_finite_auxiliary_loss() {
     let device = Device::flex();
     let mut pass = pass(&device, true);
     pass.recon = pass.x.clone();
-    pass.selected.values = pass.selected.values * 0.0;
-    let (total, parts) = Objective::standard(0.5, 2).loss(&pass).read().unwrap();
+    let aux = pass.aux.as_mut().unwrap();
+    aux.values = aux.values.clone() * 0.0;
+    let (total, parts) = standard(0.5).loss(&pass).read().unwrap();
     assert_eq!((total, parts[1].1), (0.0, 0.0));
+}
+
+#[test]
+fn normalised_errors_are_what_their_formulas_say_by_hand() {
+    let pass = pass(&Device::flex(), false);
+    // Squared errors 4 and 1; |x|^2 is 5 and 4; about their mean (0.5, 2) the rows are 0.25 off each.
+    near(value("[mse]", &pass), 5.0 / 2.0 / 4.0);
+    near(value("[mse]\nnormalize = \"none\"", &pass), 5.0 / 2.0);
+    near(value("[mse]\nnormalize = \"batch\"", &pass), 5.0 / 0.5);
+    near(
+        value("[mse]\nnormalize = \"row\"", &pass),
+        (4.0 / 5.0 + 1.0 / 4.0) / 2.0,
+    );
+}
+
+#[test]
+fn tilted_risk_lies_between_the_mean_and_the_worst_and_no_outlier_makes_it_infinite() {
+    let mut pass = pass(&Device::flex(), false);
+    let of = |t: f64, pass: &Forward| value(&format!("[tilted]\nt = {t:?}"), pass);
+    // Errors over the variance: 1 and 0.25.
+    near(of(2.0, &pass), ((2.0f64.exp() + 0.5f64.exp()) / 2.0).ln() / 2.0);
+    assert!((of(1e-3, &pass) - 0.625).abs() < 1e-3);
+    assert!((of(1e3, &pass) - 1.0).abs() < 1e-3);
+    pass.x = pass.x * 1e6;
+    assert!(of(10.0, &pass).is_finite());
+}
+
+#[test]
+fn penalties_are_what_their_formulas_say_by_hand() {
+    let device = Device::flex();
+    let mut pass = pass(&device, false);
+    // Values 1 and 2 with decoder rows of length 3 and 1.
+    pass.w_dec = Tensor::from_floats([[0.0, 3.0], [1.0, 0.0], [1.0, 1.0]], &device);
+    near(value("[l1]", &pass), (3.0 + 2.0) / 2.0 / 2.0);
+    near(
+        value("[tanh]\nscale = 0.5", &pass),
+        (1.5f64.tanh() + 1.0f64.tanh()) / 2.0,
+    );
+    pass.code.values = Tensor::from_floats([-1.0, 2.0], &device);
+    pass.signed = true;
+    near(value("[l1]", &pass), (3.0 + 2.0) / 2.0 / 2.0);
+    pass.near = Some(Near {
+        pre: Tensor::from_floats([1.0, 0.0], &device),
+        threshold: Tensor::from_floats([0.5, 0.5], &device),
+        bandwidth: 0.1,
+    });
+    // The first row has one, the second none.
+    near(value("[l0]", &pass), 0.5);
+    near(value("[l0]\ntarget = 3.0", &pass), 2.0 / 3.0 * (4.0 + 9.0) / 2.0);
+}
+
+#[test]
+fn a_warm_up_never_starts_at_nothing_and_ends_at_one() {
+    let at = |step| {
+        let moment = Moment {
+            step,
+            steps: 10,
+            seed: 0,
+        };
+        moment.warmed_up(0.3)
+    };
+    assert_eq!([at(0), at(1), at(2), at(3), at(9)], [0.25, 0.5, 0.75, 1.0, 1.0]);
+    let whole = Moment {
+        step: 0,
+        steps: 10,
+        seed: 0,
+    };
+    assert_eq!(whole.warmed_up(0.0), 1.0);
+}
+
+#[test]
+fn another_error_of_reconstruction_takes_the_place_of_the_mean_squared_one_which_is_still_reported() {
+    let config: ObjectiveConfig = toml::from_str("[tilted]\nweight = 2.0").unwrap();
+    let (total, parts) = Objective::new(&config, 0.0, 1)
+        .loss(&pass(&Device::flex(), false))
+        .read()
+        .unwrap();
+    assert_eq!(parts.iter().map(|p| p.0).collect::<Vec<_>>(), ["mse", "tilted"]);
+    assert_eq!(total, 2.0 * parts[1].1);
+    let both: ObjectiveConfig = toml::from_str("[mse]\n[tilted]").unwrap();
+    let (total, parts) = Objective::new(&both, 0.0, 1)
+        .loss(&pass(&Device::flex(), false))
+        .read()
+        .unwrap();
+    assert_eq!(total, parts[0].1 + parts[1].1);
+}
+
+#[test]
+fn tilted_risk_weighs_rows_by_the_softmax_of_their_errors() {
+    let device = Device::flex().autodiff();
+    let mut pass = pass(&device, false);
+    let recon = pass.recon.clone().require_grad();
+    pass.recon = recon.clone();
+    let config: ObjectiveConfig = toml::from_str("[tilted]\nt = 3.0").unwrap();
+    let grads = Objective::new(&config, 0.0, 1).loss(&pass).total.backward();
+    let gradient = recon.grad(&grads).unwrap().into_data().to_vec::<f32>().unwrap();
+    // Errors over the variance 1 and 0.25; the rows are off by (0, -2) and (0, -1), and 2 / 4 comes of the square.
+    let share = 3.0f64.exp() / (3.0f64.exp() + 0.75f64.exp());
+    for (found, expected) in gradient
+        .iter()
+        .zip([0.0, -2.0 * share * 0.5, 0.0, -(1.0 - share) * 0.5])
+    {
+        near(*found, expected);
+    }
 }

@@ -86,6 +86,10 @@ pub fn save(
     entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
     entries.extend(moments("w_dec", vec![d_sae, d_in], || opt.w_dec.read()));
     entries.extend(moments("b_dec", vec![d_in], || opt.b_dec.read()));
+    if let (Some(threshold), Some(of_threshold)) = (&sae.threshold, &opt.threshold) {
+        entries.push(Entry::new("threshold", Values::Vector(threshold)));
+        entries.extend(moments("threshold", vec![d_sae], || of_threshold.read()));
+    }
     tensor_file::write(&dir.join(&state.tensors), &entries)?;
 
     let json = serde_json::to_vec_pretty(&state)
@@ -166,12 +170,15 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
         device,
     };
     let (d_in, d_sae, steps) = (plan.d_in, plan.d_sae, state.step);
+    let sparsifier = plan.config.sparsifier();
+    let learned = sparsifier.has_threshold();
     let sae = Sae {
         w_enc: from.tensor("w_enc", [d_sae, d_in])?,
         b_enc: from.tensor("b_enc", [d_sae])?,
         w_dec: from.tensor("w_dec", [d_sae, d_in])?,
         b_dec: from.tensor("b_dec", [d_in])?,
-        sparsifier: plan.config.sparsifier(),
+        threshold: learned.then(|| from.tensor("threshold", [d_sae])).transpose()?,
+        sparsifier,
     };
     let optimizer = Optimizer {
         adam: plan.adam(),
@@ -179,6 +186,7 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
         b_enc: from.moments("b_enc", [d_sae], steps)?,
         w_dec: from.moments("w_dec", [d_sae, d_in], steps)?,
         b_dec: from.moments("b_dec", [d_in], steps)?,
+        threshold: learned.then(|| from.moments("threshold", [d_sae], steps)).transpose()?,
     };
     let counts = from.counts("silence", d_sae)?;
     let silence = Silence::from_tokens(counts, plan.dead_after_tokens);

@@ -57,11 +57,7 @@ mod tests {
 
     #[test]
     fn silence_is_counted_in_tokens_and_ends_with_any_value_but_zero() {
-        let code = |indices: [i32; 4], values: [f32; 4]| HostCode {
-            slots: 2,
-            indices: indices.to_vec(),
-            values: values.to_vec(),
-        };
+        let code = |indices: [i32; 4], values: [f32; 4]| HostCode::equal(2, indices.to_vec(), values.to_vec());
         let mut silence = Silence::new(4, 4);
         silence.add(&code([0, 1, 0, 2], [1.0, -1.0, 2.0, 0.0]));
         assert_eq!(silence.tokens(), [0, 0, 2, 2]);

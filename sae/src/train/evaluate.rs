@@ -1,14 +1,43 @@
 //! Quality on rows that training never sees: all of them, in the units of the activations.
 
+use std::ops::Range;
+
 use activations::source::Activations;
 
 use super::TrainPlan;
-use crate::dictionary::{HeldOut, Sae};
+use crate::dictionary::{Calibration, HeldOut, Sae};
 use crate::error::{Error, Result};
 use crate::metrics::{Firing, Quality};
 
 /// Rows measured at a time; the result does not depend on it.
 const ROWS: u64 = 4096;
+
+/// Shows the rows of `range`, raw activations, in pieces.
+fn visit(acts: &Activations, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    let mut x = Vec::new();
+    for start in range.clone().step_by(ROWS as usize) {
+        let end = (start + ROWS).min(range.end);
+        x.resize((end - start) as usize * acts.d_in(), 0.0);
+        acts.read_rows(start..end, &mut x)?;
+        see(&x)?;
+    }
+    Ok(())
+}
+
+/// The dictionary as it is saved, from `sae` as it is trained, both for raw activations: thresholds, where it gets
+/// some, are set on the first half of the held-out rows, and what they do is counted on the other.
+///
+/// # Errors
+/// What reading and encoding give.
+pub fn inference(sae: Sae, acts: &Activations, plan: &TrainPlan) -> Result<(Sae, Option<Calibration>)> {
+    let (form, target_l0) = plan.config.inference();
+    let Range { start, end } = plan.held_out_rows;
+    let middle = start + (end - start).div_ceil(2);
+    let measured = if middle < end { middle..end } else { start..end };
+    sae.into_inference(form, target_l0, &|see| visit(acts, start..middle, see), &|see| {
+        visit(acts, measured.clone(), see)
+    })
+}
 
 /// Measures `sae`, which takes raw activations, on the whole held-out set.
 ///
@@ -16,17 +45,12 @@ const ROWS: u64 = 4096;
 /// What reading gives; [`Error::Invalid`] when all held-out rows are equal, so that there is no variance to explain.
 pub fn held_out(sae: &Sae, acts: &Activations, plan: &TrainPlan) -> Result<HeldOut> {
     let (mut quality, mut firing) = (Quality::new(plan.d_in), Firing::new(plan.d_sae));
-    let mut start = plan.held_out_rows.start;
-    let mut x = Vec::new();
-    while start < plan.held_out_rows.end {
-        let end = (start + ROWS).min(plan.held_out_rows.end);
-        x.resize((end - start) as usize * plan.d_in, 0.0);
-        acts.read_rows(start..end, &mut x)?;
-        let code = sae.encode_rows(&x)?;
-        quality.add(&x, &sae.decode_rows(&code)?);
+    visit(acts, plan.held_out_rows.clone(), &mut |x| {
+        let code = sae.encode_rows(x)?;
+        quality.add(x, &sae.decode_rows(&code)?);
         firing.add(code.batch(), &code.indices, &code.values);
-        start = end;
-    }
+        Ok(())
+    })?;
     let no_variance = || {
         Error::Invalid(format!(
             "{}: all held-out rows are equal, so that nothing can be measured on them",

@@ -89,6 +89,7 @@ impl TrainPlan {
     /// Fills in what `config` leaves open.
     pub(super) fn new(config: &RunConfig, acts: &Activations) -> Result<Self> {
         let mut config = config.clone();
+        config.fill_method();
         let d_in = acts.d_in();
         let (sae, train, data) = (&mut config.sae, &mut config.train, &mut config.data);
         let d_sae = sae
@@ -146,7 +147,7 @@ impl TrainPlan {
             schedule,
             config,
         };
-        plan.config.sparsifier().validate(d_sae)?;
+        plan.config.validate_method(Some(d_sae))?;
         plan.estimate_sizes(acts)?;
         Ok(plan)
     }
@@ -171,7 +172,14 @@ impl TrainPlan {
     }
 
     pub(super) fn objective(&self) -> Objective {
-        Objective::standard(self.config.train.aux_weight, (self.d_in / 2).max(1))
+        let full_at = (self.d_in / 2).max(1);
+        Objective::new(&self.config.objective, self.config.train.aux_weight, full_at)
+    }
+
+    /// Latents that fire for a token, for estimates: where nothing but a penalty says how many, as in the beginning,
+    /// when every other one does.
+    fn active(&self) -> usize {
+        self.config.sparsifier().k().unwrap_or(self.d_sae / 2)
     }
 
     /// Values of all parameters.
@@ -184,7 +192,7 @@ impl TrainPlan {
         let sizes = || {
             let parameters = self.parameters()?.checked_mul(4)?;
             let rows = (self.batch as u64).checked_mul(self.d_in as u64)?.checked_mul(4)?;
-            let slots = (self.config.sae.k + self.aux_k) as u64;
+            let slots = self.active().saturating_add(self.aux_k) as u64;
             let codes = (self.batch as u64).checked_mul(slots)?.checked_mul(8)?;
             let row_bytes = acts.dtype().row_bytes(self.d_in) as u64 + 16;
             let data = acts.n_rows().checked_mul(row_bytes)?;
@@ -224,7 +232,7 @@ impl TrainPlan {
         let dense = per_token * self.batch as f64 / rate;
         // Decoding, both gradients of the decoder and the encoder's read a row a slot; the optimiser reads parameters,
         // gradients and moments, and writes all but the gradients.
-        let sparse = 4.0 * 4.0 * (self.batch * self.config.sae.k * self.d_in) as f64;
+        let sparse = 4.0 * 4.0 * (self.batch * self.active() * self.d_in) as f64;
         let optimizer = 7.0 * 4.0 * self.parameters().unwrap_or(u64::MAX) as f64;
         let step = dense + (sparse + optimizer) / BYTES_PER_SECOND;
         let held_out = (self.held_out_rows.end - self.held_out_rows.start) as f64;

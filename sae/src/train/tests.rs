@@ -13,7 +13,7 @@ use super::trainer::{Optimizer, Trainer};
 use super::*;
 use crate::code::to_host;
 use crate::dictionary::Sae;
-use crate::objective::Objective;
+use crate::objective::{Objective, ObjectiveConfig};
 use crate::optimizer::{Adam, Moments};
 use crate::sparsifier::Sparsifier;
 
@@ -42,6 +42,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             b_enc: Tensor::from_inner(b_enc).require_grad(),
             w_dec: tensor(matrix(3)),
             b_dec: Tensor::from_inner(b_dec).require_grad(),
+            threshold: None,
             sparsifier,
         },
         optimizer: Optimizer {
@@ -50,11 +51,12 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             b_enc: Moments::new([D_SAE], &device),
             w_dec: Moments::new([D_SAE, D_IN], &device),
             b_dec: Moments::new([D_IN], &device),
+            threshold: None,
         },
         silence: Silence::new(D_SAE, 1000),
         scale: 1.0,
         variance: 1.7,
-        objective: Objective::standard(AUX_WEIGHT, D_IN),
+        objective: Objective::new(&ObjectiveConfig::default(), AUX_WEIGHT, D_IN),
         schedule: Schedule {
             lr: 1e-3,
             steps: 10,
@@ -62,6 +64,8 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             decay_steps: 0,
         },
         aux_k: 2,
+        bandwidth: 0.0,
+        seed: 0,
         done: 0,
     }
 }
@@ -105,7 +109,7 @@ impl Twin {
             };
             let main_score = |u: f64| if twin.signed { u.abs() } else { u.max(0.0) };
             let aux_score = |u: f64| if twin.signed { u.abs() } else { u };
-            let main = best((0..D_SAE).collect(), &main_score, sae.sparsifier.slots());
+            let main = best((0..D_SAE).collect(), &main_score, sae.sparsifier.k().unwrap());
             let aux = best(DEAD.iter().map(|&i| i as usize).collect(), &aux_score, trainer.aux_k);
             twin.main
                 .push(main.into_iter().filter(|&i| main_score(pre[i]) > 0.0).collect());
@@ -286,6 +290,7 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
         b_enc: Tensor::zeros([9], &device),
         w_dec: Tensor::ones([9, D_IN], &device),
         b_dec: Tensor::from_data(TensorData::new(mean, [D_IN]), &device),
+        threshold: None,
         sparsifier: Sparsifier::top_k(2),
     };
     let measured = evaluate::held_out(&sae, &acts, &plan).unwrap();

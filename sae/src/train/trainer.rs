@@ -9,9 +9,10 @@ use super::schedule::Schedule;
 use super::start::{Statistics, random_directions};
 use crate::dictionary::Sae;
 use crate::error::Result;
-use crate::kernels::{AuxSelection, decode, encode};
-use crate::objective::{Forward, Loss, Objective};
+use crate::kernels::{AuxSelection, Selection, decode, encode};
+use crate::objective::{Forward, Loss, Moment, Objective};
 use crate::optimizer::{Adam, Constraint, Moments};
+use crate::sparsifier::Near;
 
 /// Adam's state of every parameter.
 pub struct Optimizer {
@@ -20,6 +21,8 @@ pub struct Optimizer {
     pub b_enc: Moments<1>,
     pub w_dec: Moments<2>,
     pub b_dec: Moments<1>,
+    /// Of thresholds that are learned.
+    pub threshold: Option<Moments<1>>,
 }
 
 /// A dictionary in training. It sees activations times `scale`; [`Trainer::dictionary`] folds that back out.
@@ -36,6 +39,10 @@ pub struct Trainer {
     pub schedule: Schedule,
     /// Most latents of the auxiliary code.
     pub aux_k: usize,
+    /// Of the gradient of thresholds that are learned, see [`Near`].
+    pub bandwidth: f64,
+    /// Of the run.
+    pub seed: u64,
     /// Steps taken.
     pub done: u64,
 }
@@ -62,6 +69,7 @@ pub struct Gradients {
     pub b_enc: Tensor<1>,
     pub w_dec: Tensor<2>,
     pub b_dec: Tensor<1>,
+    pub threshold: Option<Tensor<1>>,
 }
 
 impl Trainer {
@@ -77,12 +85,16 @@ impl Trainer {
         let directions = random_directions(d_sae, d_in, config.seed);
         // Two buffers: each is updated in place.
         let matrix = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
+        let sparsifier = plan.config.sparsifier();
+        let learned = sparsifier.has_threshold();
+        let threshold = plan.config.sae.threshold_init.unwrap_or(0.0);
         let sae = Sae {
             w_enc: matrix(directions.clone()),
             b_enc: Tensor::zeros([d_sae], device),
             w_dec: matrix(directions),
             b_dec: Tensor::from_data(TensorData::new(statistics.middle, [d_in]), device),
-            sparsifier: plan.config.sparsifier(),
+            threshold: learned.then(|| Tensor::full([d_sae], threshold, device)),
+            sparsifier,
         };
         let optimizer = Optimizer {
             adam: plan.adam(),
@@ -90,6 +102,7 @@ impl Trainer {
             b_enc: Moments::new([d_sae], device),
             w_dec: Moments::new([d_sae, d_in], device),
             b_dec: Moments::new([d_in], device),
+            threshold: learned.then(|| Moments::new([d_sae], device)),
         };
         let silence = Silence::new(d_sae, plan.dead_after_tokens);
         Ok(Self::new(
@@ -119,6 +132,7 @@ impl Trainer {
                 b_enc: Tensor::from_inner(sae.b_enc).require_grad(),
                 w_dec: Tensor::from_inner(sae.w_dec).require_grad(),
                 b_dec: Tensor::from_inner(sae.b_dec).require_grad(),
+                threshold: sae.threshold.map(|t| Tensor::from_inner(t).require_grad()),
                 sparsifier: sae.sparsifier,
             },
             optimizer,
@@ -128,6 +142,8 @@ impl Trainer {
             objective: plan.objective(),
             schedule: plan.schedule,
             aux_k: plan.aux_k,
+            bandwidth: plan.config.sae.bandwidth.unwrap_or(0.0),
+            seed: plan.config.train.seed,
             done,
         }
     }
@@ -149,6 +165,7 @@ impl Trainer {
             b_enc: self.sae.b_enc.clone().no_grad(),
             w_dec: self.sae.w_dec.clone().no_grad(),
             b_dec: self.sae.b_dec.clone().no_grad(),
+            threshold: self.sae.threshold.as_ref().map(|t| t.clone().no_grad()),
             sparsifier: self.sae.sparsifier,
         }
     }
@@ -168,7 +185,7 @@ impl Trainer {
         let loss = self.objective.loss(&pass);
         // Here the host waits for the device.
         let (total, parts) = loss.read()?;
-        let code = pass.selected.main().to_host()?;
+        let code = pass.code.to_host()?;
         drop(pass);
         let lr = self.schedule.at(self.done);
         if total.is_finite() {
@@ -201,17 +218,39 @@ impl Trainer {
         });
         // Not tracked: the gradient that b_dec gets through the encoder is added in `gradients`.
         let centred = x.clone() - sae.b_dec.clone().no_grad().unsqueeze();
-        let selection = sae.sparsifier.selection();
+        let selection = match &sae.threshold {
+            Some(threshold) => Selection::Above {
+                score: sae.sparsifier.score,
+                bars: Near::bars(threshold, self.bandwidth),
+            },
+            None => sae.selection(),
+        };
         let selected = encode(centred, sae.w_enc.clone(), sae.b_enc.clone(), selection, aux);
-        let main = selected.main();
-        let recon = decode(main.indices, main.values, sae.w_dec.clone()) + sae.b_dec.clone().unsqueeze();
+        let mut code = selected.main;
+        let near = sae.threshold.as_ref().map(|threshold| {
+            let (indices, pre) = (code.indices.clone(), code.values.clone());
+            Near::new(indices, pre, threshold.clone(), self.bandwidth)
+        });
+        if let Some(near) = &near {
+            code.values = near.values();
+        }
+        let recon = decode(&code, sae.w_dec.clone()) + sae.b_dec.clone().unsqueeze();
         Forward {
             x: Tensor::from_inner(x),
             recon,
-            selected,
+            code,
+            signed: sae.sparsifier.is_signed(),
+            aux: selected.aux,
+            near,
             w_dec: sae.w_dec.clone(),
+            b_dec: sae.b_dec.clone(),
             n_dead: dead.len(),
             variance: self.variance,
+            moment: Moment {
+                step: self.done,
+                steps: self.schedule.steps,
+                seed: self.seed,
+            },
         }
     }
 
@@ -229,10 +268,11 @@ impl Trainer {
             b_enc,
             w_dec: gradient(&sae.w_dec, &mut grads),
             b_dec: gradient(&sae.b_dec, &mut grads) - through_encoder.reshape([sae.d_in()]),
+            threshold: sae.threshold.as_ref().map(|t| gradient(t, &mut grads)),
         }
     }
 
-    /// Adam on every parameter, in place; the decoder keeps unit rows.
+    /// Adam on every parameter, in place; the decoder keeps unit rows, and thresholds stay at 0 or above.
     fn update(&mut self, gradients: Gradients, lr: f64) {
         let (sae, opt) = (&mut self.sae, &mut self.optimizer);
         let adam = opt.adam;
@@ -242,6 +282,15 @@ impl Trainer {
         let unit = Constraint::UnitRows;
         sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, 1.0, unit);
         sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, 1.0, free);
+        let threshold = sae
+            .threshold
+            .take()
+            .zip(gradients.threshold)
+            .zip(opt.threshold.as_mut());
+        sae.threshold = threshold.map(|((threshold, gradient), moments)| {
+            let stepped = adam.step(threshold, gradient, moments, lr, 1.0, free).no_grad();
+            Tensor::from_inner(stepped.clamp_min(0.0)).require_grad()
+        });
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Pre-activations computed at a time, which bounds the room of `[rows, d_sae]`: 64 MiB of f32.
 const BLOCK_ELEMENTS: usize = 1 << 24;
 
-/// How activations become codes: `[rows, d_in]` to `[rows, slots]`.
+/// How activations become codes: `[rows, d_in]` to a code row each.
 pub type Encode<'a> = dyn Fn(&[f32]) -> Result<HostCode> + 'a;
 
 /// Whole contexts with their codes.
@@ -21,7 +21,7 @@ pub struct Block {
     pub contexts: Vec<Context>,
     /// One entry a code row, ordered by context and position; contexts are indices into `contexts`.
     pub rows: Vec<RowRef>,
-    /// `[rows, slots]`.
+    /// A row for each of `rows`.
     pub code: HostCode,
 }
 
@@ -112,23 +112,18 @@ impl<'a> Encoded<'a> {
 
     fn encode_rows(&mut self, n: usize) -> Result<()> {
         let end = self.encoded_acts + n * self.d_in;
-        let mut code = (self.encode)(&self.acts[self.encoded_acts..end])?;
+        let code = (self.encode)(&self.acts[self.encoded_acts..end])?;
         let first = self.taken - ((self.acts.len() - self.encoded_acts) / self.d_in) as u64;
-        if let Some(slot) = code.values.iter().position(|v| !v.is_finite()) {
-            let (row, latent, value) = (
-                first + (slot / code.slots) as u64,
-                code.indices[slot],
-                code.values[slot],
-            );
+        if let Some(entry) = code.values.iter().position(|v| !v.is_finite()) {
+            let row = code.rows.ranges().position(|range| range.contains(&entry));
+            let (row, latent, value) = (first + row.unwrap_or(0) as u64, code.indices[entry], code.values[entry]);
             let name = self.name;
             return Err(Error::Invalid(format!(
                 "the SAE encodes row {row} of {name} with {value} at latent {latent}: its weights or the row are out of range"
             )));
         }
         self.encoded_acts = end;
-        self.code.slots = code.slots;
-        self.code.indices.append(&mut code.indices);
-        self.code.values.append(&mut code.values);
+        self.code.append(code);
         Ok(())
     }
 
@@ -143,12 +138,7 @@ impl<'a> Encoded<'a> {
         let mut rows = self.rows.split_off(n_rows);
         rows.iter_mut().for_each(|row| row.context -= n as u32);
         let contexts = self.contexts.split_off(n);
-        let slots = self.code.slots;
-        let code = HostCode {
-            slots,
-            indices: self.code.indices.split_off(n_rows * slots),
-            values: self.code.values.split_off(n_rows * slots),
-        };
+        let code = self.code.split_off(n_rows);
         Block {
             contexts: std::mem::replace(&mut self.contexts, contexts),
             rows: std::mem::replace(&mut self.rows, rows),
@@ -280,11 +270,8 @@ mod tests {
             let sizes = std::cell::RefCell::new(Vec::new());
             let encode = |x: &[f32]| {
                 sizes.borrow_mut().push(x.len() / 2);
-                Ok(HostCode {
-                    slots: 1,
-                    indices: vec![0; x.len() / 2],
-                    values: x.iter().step_by(2).map(|v| v + 1.0).collect(),
-                })
+                let values = x.iter().step_by(2).map(|v| v + 1.0).collect();
+                Ok(HostCode::equal(1, vec![0; x.len() / 2], values))
             };
             let mut encoded = Encoded::new(&mut source, &encode, "acts", (2, 1 << 20), 3).unwrap();
             let (mut contexts, mut values) = (Vec::new(), Vec::new());
@@ -305,15 +292,8 @@ mod tests {
         let mut source = Source::new(9, 5);
         change(&mut source.batches[0]);
         let encode = |x: &[f32]| {
-            Ok(HostCode {
-                slots: 1,
-                indices: vec![0; x.len() / 2],
-                values: x
-                    .iter()
-                    .step_by(2)
-                    .map(|v| if *v > 1e30 { f32::INFINITY } else { *v })
-                    .collect(),
-            })
+            let values = x.iter().step_by(2).map(|v| if *v > 1e30 { f32::INFINITY } else { *v });
+            Ok(HostCode::equal(1, vec![0; x.len() / 2], values.collect()))
         };
         let mut encoded = Encoded::new(&mut source, &encode, "the store", (2, 1 << 20), 3).unwrap();
         loop {

@@ -16,7 +16,7 @@ use crate::index::{
     At, Example, Examples, FeatureDetail, FeatureIndex, FeatureSummary, HISTOGRAM_BINS, Histogram, IndexManifest,
     StoredContext, Stratum, TokenLogit,
 };
-use crate::kernels::select::{Rank, top_k_twin};
+use crate::kernels::select::top_k_twin;
 use crate::{Result, Score, Sparsifier};
 
 /// A text whose activations are already codes: the dictionary selects among the coordinates of its input.
@@ -74,16 +74,16 @@ impl World {
 
     /// The code of a row by the plain twin of the selection.
     fn code(&self, row: &[f32]) -> (Vec<i32>, Vec<f32>) {
-        top_k_twin(row, Rank::Score(self.sparsifier.score), self.sparsifier.slots())
+        top_k_twin(row, self.sparsifier.score, self.slots())
     }
 
     fn encode(&self, x: &[f32]) -> Result<HostCode> {
         let (indices, values): (Vec<_>, Vec<_>) = x.chunks(self.d_sae).map(|row| self.code(row)).unzip();
-        Ok(HostCode {
-            slots: self.sparsifier.slots(),
-            indices: indices.concat(),
-            values: values.concat(),
-        })
+        Ok(HostCode::equal(self.slots(), indices.concat(), values.concat()))
+    }
+
+    fn slots(&self) -> usize {
+        self.sparsifier.k().unwrap()
     }
 
     fn source(&self, contexts_per_batch: usize) -> Batches {

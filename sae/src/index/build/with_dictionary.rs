@@ -30,6 +30,7 @@ fn dictionary() -> (Sae, DictionaryCard) {
         b_enc: vector(D_SAE, 2),
         w_dec: matrix(3),
         b_dec: vector(D_IN, 4),
+        threshold: None,
         sparsifier: Sparsifier::abs_top_k(7),
     };
     let card = DictionaryCard {
@@ -37,6 +38,7 @@ fn dictionary() -> (Sae, DictionaryCard) {
         d_in: D_IN,
         d_sae: D_SAE,
         sparsifier: sae.sparsifier,
+        calibration: None,
         hook: Some("blocks.1.hook_mlp_out".into()),
         model: None,
         corpus: None,

@@ -6,7 +6,8 @@ use super::*;
 /// A loss that uses everything: both codes, decoded, against x.
 struct Loss {
     device: Device,
-    main: Selection,
+    kind: Kind,
+    score: Score,
     aux: Option<(Score, usize, Vec<i32>)>,
 }
 
@@ -23,19 +24,21 @@ impl Loss {
             k: *k,
             candidates: Tensor::from_data(TensorData::new(dead.clone(), [dead.len()]), device),
         });
-        let code = encode(x.clone(), w_enc.clone(), b_enc.clone(), self.main, aux);
-        let [_, slots] = code.indices.dims();
-        let mut support: Vec<i32> = code.indices.clone().into_data().convert::<i32>().to_vec().unwrap();
-        support.chunks_mut(slots).for_each(|row| row.sort());
-        let main = code.main();
-        let mut loss = (decode(main.indices, main.values, w_dec.clone()) - x.clone())
-            .powi_scalar(2)
-            .sum();
-        if let Some(aux) = code.aux() {
-            loss = loss
-                + (decode(aux.indices, aux.values, w_dec.clone()) - x.clone())
-                    .powi_scalar(2)
-                    .sum();
+        let main = self.kind.selection(self.score, host.d_sae, device);
+        let code = encode(x.clone(), w_enc.clone(), b_enc.clone(), main, aux);
+        let mut support = Vec::new();
+        for code in [Some(&code.main), code.aux.as_ref()].into_iter().flatten() {
+            let code = code.to_host().unwrap();
+            for range in code.rows.ranges() {
+                let mut row = code.indices[range].to_vec();
+                row.sort();
+                support.extend(row);
+                support.push(-1);
+            }
+        }
+        let mut loss = (decode(&code.main, w_dec.clone()) - x.clone()).powi_scalar(2).sum();
+        if let Some(aux) = &code.aux {
+            loss = loss + (decode(aux, w_dec.clone()) - x.clone()).powi_scalar(2).sum();
         }
         let grads = loss.backward();
         let gradients = [
@@ -47,7 +50,7 @@ impl Loss {
         (f64::from(read(loss)[0]), gradients, support)
     }
 
-    /// The same through a dense code under burn's own autodiff, given which slots fire.
+    /// The same through a dense code under burn's own autodiff, given which entries fire.
     fn dense(&self, host: &Host) -> [Vec<f32>; 4] {
         let device = &self.device;
         let [batch, d_in, d_sae] = [host.batch(), host.d_in, host.d_sae];
@@ -56,26 +59,22 @@ impl Loss {
         let b_enc = vector(&host.b_enc, device).require_grad();
         let w_dec = matrix(&host.w_dec, [d_sae, d_in], device).require_grad();
         let pre = x.clone().matmul(w_enc.clone().transpose()) + b_enc.clone().unsqueeze::<2>();
-        let mask = |rank: Rank, k: usize, latents: &[i32]| {
+        let mask = |code: HostCode| {
             let mut mask = vec![0.0f32; batch * d_sae];
-            for (row, pre) in host.pre().chunks(d_sae).enumerate() {
-                let subset: Vec<f32> = latents.iter().map(|&i| pre[i as usize]).collect();
-                let (winners, values) = select::top_k_twin(&subset, rank, k);
-                for (&i, &v) in winners.iter().zip(&values) {
-                    mask[row * d_sae + latents[i as usize] as usize] = f32::from(v != 0.0);
-                }
+            for row in 0..batch {
+                code.row(row).for_each(|(i, _)| mask[row * d_sae + i] = 1.0);
             }
             matrix(&mask, [batch, d_sae], device)
         };
-        let all: Vec<i32> = (0..d_sae as i32).collect();
-        let main = pre.clone() * mask(Rank::Score(self.main.score), self.main.k, &all);
+        let main = host.encode(self.score, self.kind.budget(batch), &self.kind.bars(d_sae));
+        let main = pre.clone() * mask(main);
         let mut loss = (main.matmul(w_dec.clone()) - x.clone()).powi_scalar(2).sum();
         if let Some((score, k, dead)) = &self.aux {
-            let rank = match score {
-                Score::Positive => Rank::Value,
-                Score::Magnitude => Rank::Score(Score::Magnitude),
+            let score = match score {
+                Score::Positive | Score::Value => Score::Value,
+                Score::Magnitude => Score::Magnitude,
             };
-            let aux = pre * mask(rank, *k, dead);
+            let aux = pre * mask(host.encode_aux(score, *k, dead));
             loss = loss + (aux.matmul(w_dec.clone()) - x.clone()).powi_scalar(2).sum();
         }
         let grads = loss.backward();
@@ -91,11 +90,20 @@ impl Loss {
 fn losses(devices: &[Device]) -> Vec<Loss> {
     let mut losses = Vec::new();
     for device in devices {
-        for score in [Score::Positive, Score::Magnitude] {
+        for (score, kind) in [
+            (Score::Positive, Kind::PerToken(5)),
+            (Score::Magnitude, Kind::PerToken(5)),
+            (Score::Value, Kind::PerToken(15)),
+            (Score::Positive, Kind::PerBatch(4)),
+            (Score::Magnitude, Kind::PerBatch(5)),
+            (Score::Positive, Kind::Above { zero: true }),
+            (Score::Positive, Kind::Above { zero: false }),
+        ] {
             for aux in [None, Some((score, 4, vec![1, 2, 8, 13, 14, 20]))] {
                 losses.push(Loss {
                     device: device.clone().autodiff(),
-                    main: Selection { score, k: 5 },
+                    kind,
+                    score,
                     aux,
                 });
             }
@@ -169,12 +177,12 @@ fn a_dead_latent_below_zero_gets_a_gradient_through_the_auxiliary_code() {
             k: 1,
             candidates: Tensor::from_ints([1], &device),
         };
-        let main = Selection {
+        let main = Selection::PerToken {
             score: Score::Positive,
             k: 1,
         };
         let code = encode(x, w_enc.clone(), Tensor::zeros([2], &device), main, Some(aux));
-        let aux = code.aux().unwrap();
+        let aux = code.aux.unwrap();
         assert_eq!(read(aux.values.clone()), [-1.0]);
         let grads = aux.values.sum().backward();
         assert_eq!(read(w_enc.grad(&grads).unwrap()), [0.0, 0.0, 1.0, 0.0]);
@@ -185,7 +193,7 @@ fn a_dead_latent_below_zero_gets_a_gradient_through_the_auxiliary_code() {
 fn inputs_off_the_autodiff_device_are_lifted_onto_it() {
     let plain = Device::flex();
     let w_enc = Tensor::<2>::ones([3, 2], &plain.clone().autodiff()).require_grad();
-    let main = Selection {
+    let main = Selection::PerToken {
         score: Score::Positive,
         k: 1,
     };
@@ -196,21 +204,19 @@ fn inputs_off_the_autodiff_device_are_lifted_onto_it() {
         main,
         None,
     )
-    .main();
-    let recon = decode(code.indices, code.values, Tensor::ones([3, 2], &plain));
+    .main;
+    let recon = decode(&code, Tensor::ones([3, 2], &plain));
     let grads = recon.sum().backward();
     assert_eq!(read(w_enc.grad(&grads).unwrap()), [2.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
 }
 
 /// Everything a step computes, as bits.
-fn step_bits() -> Vec<u32> {
+fn step_bits(kind: Kind) -> Vec<u32> {
     let host = host(9, 300, 130, 1030);
     let loss = Loss {
         device: Device::flex().autodiff(),
-        main: Selection {
-            score: Score::Magnitude,
-            k: 17,
-        },
+        kind,
+        score: Score::Magnitude,
         aux: Some((Score::Magnitude, 20, (0..1030).step_by(3).collect())),
     };
     let (value, gradients, _) = loss.run(&host);
@@ -235,12 +241,14 @@ fn step_bits() -> Vec<u32> {
 
 #[test]
 fn a_step_has_the_same_bytes_whatever_the_number_of_threads() {
-    let on = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(step_bits)
-    };
-    let one = on(1);
-    assert!(one.iter().any(|v| *v != 0));
-    assert!(one == on(3), "one thread and three disagree");
-    assert!(one == on(2), "one thread and two disagree");
+    for kind in [Kind::PerToken(17), Kind::PerBatch(17), Kind::Above { zero: false }] {
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| step_bits(kind))
+        };
+        let one = on(1);
+        assert!(one.iter().any(|v| *v != 0));
+        assert!(one == on(3), "one thread and three disagree");
+        assert!(one == on(2), "one thread and two disagree");
+    }
 }

@@ -1,0 +1,186 @@
+//! Methods by the names of their papers, what each needs, and which keys contradict each other.
+
+use serde::{Deserialize, Serialize};
+
+use super::RunConfig;
+use crate::dictionary::InferenceForm;
+use crate::error::{Error, Result};
+use crate::objective::About;
+use crate::sparsifier::{Allocation, Score, Sparsifier};
+
+/// An activation function by the name of its paper; see [`Sparsifier`] for the table they are cells of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// TopK (arXiv 2406.04093): the k largest positive pre-activations.
+    #[default]
+    #[serde(rename = "topk")]
+    TopK,
+    /// AbsTopK (arXiv 2510.00404): the k largest magnitudes, signed.
+    #[serde(rename = "abs_topk")]
+    AbsTopK,
+    /// k-sparse (arXiv 1312.5663): the k largest pre-activations, below zero too.
+    #[serde(rename = "ksparse")]
+    KSparse,
+    /// BatchTopK (arXiv 2412.06410), mutual choice (arXiv 2411.02124): the k * batch largest of a batch.
+    #[serde(rename = "batch_topk")]
+    BatchTopK,
+    /// BatchTopK by magnitude, signed.
+    #[serde(rename = "abs_batch_topk")]
+    AbsBatchTopK,
+    /// ReLU (arXiv 2309.08600): all that are positive, and a penalty.
+    #[serde(rename = "relu")]
+    ReLU,
+    /// JumpReLU (arXiv 2407.14435): all above learned thresholds, and a penalty.
+    #[serde(rename = "jumprelu")]
+    JumpReLU,
+}
+
+/// Latents a token where `sae.k` is not given.
+const K: usize = 32;
+
+impl Method {
+    /// As `sae.method` says it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::TopK => "topk",
+            Self::AbsTopK => "abs_topk",
+            Self::KSparse => "ksparse",
+            Self::BatchTopK => "batch_topk",
+            Self::AbsBatchTopK => "abs_batch_topk",
+            Self::ReLU => "relu",
+            Self::JumpReLU => "jumprelu",
+        }
+    }
+
+    /// The sparsifier, with `k` where it has one.
+    pub fn sparsifier(self, k: usize) -> Sparsifier {
+        let (score, allocation) = match self {
+            Self::TopK => (Score::Positive, Allocation::PerToken { k }),
+            Self::AbsTopK => (Score::Magnitude, Allocation::PerToken { k }),
+            Self::KSparse => (Score::Value, Allocation::PerToken { k }),
+            Self::BatchTopK => (Score::Positive, Allocation::PerBatch { k }),
+            Self::AbsBatchTopK => (Score::Magnitude, Allocation::PerBatch { k }),
+            Self::ReLU => (Score::Positive, Allocation::All),
+            Self::JumpReLU => (Score::Positive, Allocation::Threshold),
+        };
+        Sparsifier::new(score, allocation)
+    }
+}
+
+impl RunConfig {
+    /// The activation function in training.
+    pub fn sparsifier(&self) -> Sparsifier {
+        self.sae.method.sparsifier(self.sae.k.unwrap_or(K))
+    }
+
+    /// What becomes of the allocation in the saved dictionary, and the L0 that thresholds are set to (0 where none
+    /// are).
+    pub fn inference(&self) -> (InferenceForm, f64) {
+        let sparsifier = self.sparsifier();
+        let default = match sparsifier.is_inference_form() {
+            true => InferenceForm::AsTrained,
+            false => InferenceForm::Threshold,
+        };
+        let l0 = self.sae.inference_l0.unwrap_or(sparsifier.k().unwrap_or(0) as f64);
+        (self.sae.inference.unwrap_or(default), l0)
+    }
+
+    /// Fills in what the method leaves open.
+    pub(crate) fn fill_method(&mut self) {
+        let (sae, objective) = (&mut self.sae, &mut self.objective);
+        match sae.method {
+            Method::ReLU if !objective.sparsifies() => objective.l1 = Some(Default::default()),
+            Method::JumpReLU => {
+                sae.threshold_init.get_or_insert(0.01);
+                sae.bandwidth.get_or_insert(0.05);
+                if !objective.sparsifies() {
+                    objective.l0 = Some(Default::default());
+                }
+            }
+            _ => {}
+        }
+        if sae.method.sparsifier(K).k().is_some() {
+            sae.k.get_or_insert(K);
+        }
+        if !self.sparsifier().is_inference_form() {
+            let (form, l0) = self.inference();
+            (self.sae.inference, self.sae.inference_l0) = (Some(form), Some(l0));
+        }
+    }
+
+    /// Refuses keys that contradict the method or each other; with `d_sae`, what is over it.
+    pub(crate) fn validate_method(&self, d_sae: Option<usize>) -> Result<()> {
+        let sae = &self.sae;
+        let method = sae.method.key();
+        if sae.k.is_some() && self.sparsifier().k().is_none() {
+            return Err(Error::config(
+                "sae.k",
+                format!(
+                    "is given, but sae.method is {method}, which has no k: a penalty decides how many latents fire, such \
+                     as objective.l1.weight"
+                ),
+            ));
+        }
+        for (key, value, expected) in [
+            ("sae.threshold_init", sae.threshold_init, "0 or more"),
+            ("sae.bandwidth", sae.bandwidth, "a positive number"),
+        ] {
+            let Some(value) = value else { continue };
+            if sae.method != Method::JumpReLU {
+                return Err(Error::config(
+                    key,
+                    format!("is given, but sae.method is {method}: only jumprelu learns thresholds"),
+                ));
+            }
+            let good = value > 0.0 || (value == 0.0 && key == "sae.threshold_init");
+            if !(good && value.is_finite()) {
+                return Err(Error::config(key, format!("is {value}, expected {expected}")));
+            }
+        }
+        self.sparsifier().validate(d_sae.unwrap_or(usize::MAX))?;
+        self.validate_inference(d_sae)?;
+        self.objective.validate(About {
+            method: sae.method,
+            d_sae,
+        })
+    }
+
+    fn validate_inference(&self, d_sae: Option<usize>) -> Result<()> {
+        let method = self.sae.method.key();
+        let (form, l0) = self.inference();
+        if form == InferenceForm::AsTrained {
+            if !self.sparsifier().is_inference_form() {
+                return Err(Error::config(
+                    "sae.inference",
+                    format!(
+                        "is as_trained, but sae.method {method} shares a budget between the tokens of a batch: the \
+                         saved dictionary needs threshold or threshold_per_latent"
+                    ),
+                ));
+            }
+            if self.sae.inference_l0.is_some() {
+                return Err(Error::config(
+                    "sae.inference_l0",
+                    "is given, but sae.inference is as_trained: only thresholds are set to an L0",
+                ));
+            }
+            return Ok(());
+        }
+        if self.sae.inference_l0.is_none() && self.sparsifier().k().is_none() {
+            return Err(Error::config(
+                "sae.inference_l0",
+                format!(
+                    "is missing: sae.inference asks for thresholds, and sae.method {method} has no k to set them to"
+                ),
+            ));
+        }
+        if !(l0.is_finite() && l0 > 0.0 && l0 <= d_sae.unwrap_or(usize::MAX) as f64) {
+            return Err(Error::config(
+                "sae.inference_l0",
+                format!("is {l0}, expected a positive number up to sae.d_sae"),
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,188 @@
+//! Every method, end to end on synthetic activations: what it learns, what is saved of it, and that it resumes.
+
+#![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
+
+#[path = "support/npy.rs"]
+mod support;
+#[path = "support/synthetic.rs"]
+mod synthetic;
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use activations::{Outcome, Stop};
+use sae::train::{self, RunSummary};
+use sae::{Allocation, Sae};
+use synthetic::{D_IN, Interrupt, Place, ROWS, results, sparse_rows};
+
+/// Keys that make a run of 600 steps, and `more`.
+fn sets<'a>(method: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let own = [("sae.method", method), ("train.steps", "600"), ("train.lr", "3e-3")];
+    own.into_iter().chain(more.iter().copied()).collect()
+}
+
+/// Holds what is saved against what was measured: on all held-out rows, in the units of the activations, and alike
+/// whatever the batches.
+fn check_saved(place: &Place, name: &str, summary: &RunSummary, signed: bool) -> Sae {
+    let (sae, card) = Sae::load(&place.out(name), &activations::Device::Cpu.open().unwrap()).unwrap();
+    assert_eq!(
+        (card.held_out, card.calibration),
+        (Some(summary.held_out), summary.calibration)
+    );
+    assert!(sae.sparsifier.is_inference_form());
+    let x = &sparse_rows(signed)[(ROWS - 600) * D_IN..];
+    let mut quality = sae::metrics::Quality::new(D_IN);
+    let mut active = 0;
+    for x in x.chunks(37 * D_IN) {
+        let code = sae.encode_rows(x).unwrap();
+        active += code.values.iter().filter(|v| **v != 0.0).count();
+        quality.add(x, &sae.decode_rows(&code).unwrap());
+    }
+    let fvu = quality.fvu().unwrap();
+    assert!((fvu - summary.held_out.fvu).abs() < 1e-6, "{name}: {fvu} {summary:?}");
+    assert!(
+        (active as f64 / 600.0 - summary.held_out.l0).abs() < 0.01,
+        "{name}: {active} {summary:?}"
+    );
+    sae
+}
+
+#[test]
+fn budgets_of_a_batch_are_saved_with_a_threshold_that_reaches_their_l0() {
+    for (method, signed) in [("batch_topk", false), ("abs_batch_topk", true)] {
+        let place = Place::new(signed);
+        // With two poles, half as many latents have a direction each.
+        let d_sae = if signed { "48" } else { "96" };
+        let summary = place
+            .run(&sets(method, &[("sae.d_sae", d_sae)]), method, false)
+            .unwrap();
+        let sae = check_saved(&place, method, &summary, signed);
+        assert_eq!(sae.sparsifier.allocation, Allocation::Threshold);
+        let calibration = summary.calibration.unwrap();
+        assert_eq!(
+            (calibration.target_l0, calibration.calibration_rows, calibration.rows),
+            (3.0, 300, 300)
+        );
+        assert!((calibration.l0 - 3.0).abs() < 0.4, "{calibration:?}");
+        assert!(summary.held_out.fvu < if signed { 0.3 } else { 0.15 }, "{summary:?}");
+        assert!(summary.method.contains("BatchTopK(3)"), "{summary:?}");
+        assert!(calibration.threshold.unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn penalised_methods_learn_sparse_codes() {
+    let place = Place::new(false);
+    let relu = sets("relu", &[("objective.l1.weight", "0.3")]);
+    let jump = sets(
+        "jumprelu",
+        &[
+            ("objective.l0.weight", "0.02"),
+            ("sae.bandwidth", "0.5"),
+            ("sae.threshold_init", "0.5"),
+        ],
+    );
+    let tanh = sets("relu", &[("objective.tanh.weight", "0.02")]);
+    for (name, sets) in [("relu", relu), ("jumprelu", jump), ("tanh", tanh)] {
+        let summary = place.run(&sets, name, false).unwrap();
+        check_saved(&place, name, &summary, false);
+        // A random dictionary has half of its 96 latents active.
+        assert!(
+            summary.held_out.fvu < 0.3 && summary.held_out.l0 < 20.0,
+            "{name}: {summary:?}"
+        );
+        assert_eq!(summary.calibration, None);
+    }
+}
+
+#[test]
+fn an_l0_to_aim_at_is_reached_from_either_side() {
+    let place = Place::new(false);
+    for target in ["5.0", "10.0"] {
+        let more = [
+            ("objective.l0.target", target),
+            ("objective.l0.weight", "0.1"),
+            ("sae.bandwidth", "0.5"),
+            ("sae.threshold_init", "0.5"),
+        ];
+        let summary = place.run(&sets("jumprelu", &more), target, false).unwrap();
+        let off = summary.held_out.l0 / target.parse::<f64>().unwrap();
+        assert!((0.75..1.25).contains(&off), "{target}: {summary:?}");
+    }
+}
+
+#[test]
+fn a_linear_k_sparse_code_recovers_sparse_data() {
+    let place = Place::new(false);
+    let summary = place.run(&sets("ksparse", &[]), "ksparse", false).unwrap();
+    check_saved(&place, "ksparse", &summary, false);
+    assert!(summary.held_out.fvu < 0.2, "{summary:?}");
+    assert_eq!((summary.held_out.l0, summary.calibration), (3.0, None));
+}
+
+#[test]
+fn per_token_budgets_become_thresholds_where_they_are_asked_for() {
+    let place = Place::new(false);
+    for form in ["threshold", "threshold_per_latent"] {
+        let more = [("sae.inference", form), ("sae.inference_l0", "2.5")];
+        let summary = place.run(&sets("topk", &more), form, false).unwrap();
+        check_saved(&place, form, &summary, false);
+        let calibration = summary.calibration.unwrap();
+        assert_eq!(calibration.threshold.is_some(), form == "threshold");
+        assert!((calibration.l0 - 2.5).abs() < 0.4, "{calibration:?}");
+        assert_eq!(summary.method, "TopK(3)");
+    }
+}
+
+#[test]
+fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
+    let place = Place::new(false);
+    for method in ["batch_topk", "jumprelu", "relu"] {
+        let sets = [
+            ("sae.method", method),
+            ("train.steps", "30"),
+            ("train.log_every", "2"),
+            ("train.eval_every", "10"),
+            ("train.checkpoint_every", "8"),
+            ("train.dead_after_tokens", "500"),
+        ];
+        let whole = format!("{method}-whole");
+        place.run(&sets, &whole, false).unwrap();
+        let name = format!("{method}-killed");
+        let out = place.out(&name);
+        let interrupt = Interrupt::new(21, None);
+        let kill = || train::run(&place.config(&sets), &out, false, &interrupt, &Stop::new());
+        assert!(catch_unwind(AssertUnwindSafe(kill)).is_err());
+        place.run(&sets, &name, true).unwrap();
+        assert!(results(&out) == results(&place.out(&whole)), "{method}");
+        let stopped = place.out(&format!("{method}-stopped"));
+        let stop = Stop::new();
+        let interrupt = Interrupt::new(11, Some(stop.clone()));
+        let (outcome, _) = train::run(&place.config(&sets), &stopped, false, &interrupt, &stop).unwrap();
+        assert_eq!(outcome, Outcome::Stopped);
+        place.run(&sets, &format!("{method}-stopped"), true).unwrap();
+        assert!(results(&stopped) == results(&place.out(&whole)), "{method}");
+    }
+}
+
+#[test]
+fn parts_of_the_loss_are_logged_by_name_and_the_thresholds_are_in_the_card() {
+    let place = Place::new(false);
+    let sets = [
+        ("sae.method", "jumprelu"),
+        ("train.steps", "10"),
+        ("objective.l1.weight", "0.01"),
+        ("objective.l0.weight", "0.01"),
+    ];
+    place.run(&sets, "run", false).unwrap();
+    let log = fs::read_to_string(place.out("run/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    for part in ["mse", "l1", "l0"] {
+        assert!(last["parts"][part].is_number(), "{part}: {last}");
+    }
+    // The step's value is the number of latents that fired, whatever its gradient does.
+    let (l0, fired) = (last["parts"]["l0"].as_f64().unwrap(), last["l0"].as_f64().unwrap());
+    assert!((l0 - fired).abs() < 1e-3 * fired, "{l0} {fired}");
+    let summary = fs::read_to_string(place.out("run/summary.json")).unwrap();
+    assert!(summary.contains("JumpReLU"), "{summary}");
+}

@@ -29,6 +29,7 @@ mod autodiff;
 mod buffers;
 mod cpu;
 mod flex;
+mod nested;
 pub(crate) mod ops;
 mod portable;
 pub mod product;
@@ -47,6 +48,7 @@ use burn::tensor::{Int, Tensor};
 pub use allocator::keep_freed_memory;
 
 pub(crate) use adam::{AdamStep, sum_of_squares};
+pub use nested::nested_errors;
 use ops::{Budget, EncodePlan, SparseOps};
 pub(crate) use ragged::{Candidate, Pool};
 pub use simd::{Level, level};

@@ -8,25 +8,31 @@
 //! the list below.
 
 mod aux_k;
+mod hierarchical;
 mod l0;
 mod l1;
+mod matryoshka;
 mod mse;
+mod orthogonality;
 mod tanh;
 mod tilted;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use self::aux_k::AuxK;
+pub use self::hierarchical::Hierarchical;
 pub use self::l0::L0;
 pub use self::l1::L1;
+pub use self::matryoshka::Matryoshka;
 pub use self::mse::{Mse, Normalize};
+pub use self::orthogonality::Orthogonality;
 pub use self::tanh::Tanh;
 pub use self::tilted::Tilted;
 use crate::code::{SparseCode, to_host};
 use crate::config::Method;
 use crate::error::{Error, Result};
-use crate::kernels::decode;
+use crate::kernels::{decode, nested_errors};
 use crate::sparsifier::Near;
 
 /// One pass over a batch, as the terms see it. All in the units of the trainer, on the autodiff device.
@@ -163,6 +169,10 @@ macro_rules! terms {
 terms! {
     /// The mean squared error.
     mse: Mse,
+    /// Nested widths: the first latents have to reconstruct on their own.
+    matryoshka: Matryoshka,
+    /// Nested ranks: the best latents of a token have to reconstruct it, however many are kept.
+    hierarchical: Hierarchical,
     /// Tilted risk: rare and hard tokens count more.
     tilted: Tilted,
     /// The sum of the values, weighted by the decoder's norms.
@@ -171,6 +181,8 @@ terms! {
     l0: L0,
     /// The number of latents that fire, smoothly.
     tanh: Tanh,
+    /// How close decoder rows lie to each other.
+    orthogonality: Orthogonality,
 }
 
 impl ObjectiveConfig {
@@ -296,6 +308,16 @@ fn row_sums(pass: &Forward, values: Tensor<1>) -> Tensor<2> {
         ..pass.code.clone()
     };
     decode(&code, Tensor::ones([d_sae, 1], &pass.w_dec.device()))
+}
+
+/// The mean over `n` levels of the error with the entries of levels up to each decoded, over the variance of the data.
+/// `levels`: of every entry, `[entries]`.
+fn nested_mean(pass: &Forward, levels: Tensor<1, Int>, n: usize) -> Tensor<1> {
+    let batch = pass.code.batch() as f64;
+    let start = pass.b_dec.clone().unsqueeze::<2>() - pass.x.clone();
+    let weights = vec![1.0 / n as f32; n];
+    let errors = nested_errors(&pass.code, levels, weights.into(), pass.w_dec.clone(), start);
+    errors.sum() / (batch * pass.variance)
 }
 
 /// Refuses a number that is not finite or not in the range that `good` tells.

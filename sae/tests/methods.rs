@@ -137,9 +137,14 @@ fn per_token_budgets_become_thresholds_where_they_are_asked_for() {
 #[test]
 fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
     let place = Place::new(false);
-    for method in ["batch_topk", "jumprelu", "relu"] {
+    for (method, term) in [
+        ("batch_topk", "objective.matryoshka.sampled"),
+        ("jumprelu", "objective.tilted.t"),
+        ("relu", "objective.orthogonality.every"),
+    ] {
         let sets = [
             ("sae.method", method),
+            (term, "3"),
             ("train.steps", "30"),
             ("train.log_every", "2"),
             ("train.eval_every", "10"),
@@ -185,4 +190,82 @@ fn parts_of_the_loss_are_logged_by_name_and_the_thresholds_are_in_the_card() {
     assert!((l0 - fired).abs() < 1e-3 * fired, "{l0} {fired}");
     let summary = fs::read_to_string(place.out("run/summary.json")).unwrap();
     assert!(summary.contains("JumpReLU"), "{summary}");
+}
+
+/// FVU on the held-out rows of what `keep` leaves of each row's entries, numbered best first.
+fn fvu_of_kept(place: &Place, name: &str, keep: impl Fn(usize, usize) -> bool) -> f64 {
+    let (sae, _) = Sae::load(&place.out(name), &activations::Device::Cpu.open().unwrap()).unwrap();
+    let x = &sparse_rows(false)[(ROWS - 600) * D_IN..];
+    let mut code = sae.encode_rows(x).unwrap();
+    for range in code.rows.clone().ranges() {
+        for (rank, n) in range.enumerate() {
+            if !keep(rank, code.indices[n] as usize) {
+                code.values[n] = 0.0;
+            }
+        }
+    }
+    let mut quality = sae::metrics::Quality::new(D_IN);
+    quality.add(x, &sae.decode_rows(&code).unwrap());
+    quality.fvu().unwrap()
+}
+
+#[test]
+fn one_hierarchical_dictionary_serves_a_smaller_k_better_than_topk_cut_short() {
+    let place = Place::new(false);
+    let k = [("sae.k", "6")];
+    place.run(&sets("topk", &k), "plain", false).unwrap();
+    place
+        .run(
+            &sets("topk", &[k[0], ("objective.hierarchical.weight", "1.0")]),
+            "nested",
+            false,
+        )
+        .unwrap();
+    for cut in [1, 2, 3] {
+        let [plain, nested] = ["plain", "nested"].map(|name| fvu_of_kept(&place, name, |rank, _| rank < cut));
+        assert!(nested < plain, "cut at {cut}: {nested} {plain}");
+    }
+}
+
+#[test]
+fn the_first_latents_of_a_matryoshka_reconstruct_better_on_their_own() {
+    let place = Place::new(false);
+    let batch = [("sae.inference_l0", "3.0")];
+    place.run(&sets("batch_topk", &batch), "plain", false).unwrap();
+    for (name, more) in [
+        ("fixed", ("objective.matryoshka.widths", "[24, 48]")),
+        ("sampled", ("objective.matryoshka.sampled", "3")),
+    ] {
+        let summary = place.run(&sets("batch_topk", &[batch[0], more]), name, false).unwrap();
+        let [plain, nested] = ["plain", name].map(|name| fvu_of_kept(&place, name, |_, latent| latent < 24));
+        assert!(nested < 0.9 * plain, "{name}: {nested} {plain}; {summary:?}");
+    }
+}
+
+#[test]
+fn orthogonality_takes_decoder_rows_apart_and_its_part_is_logged_when_it_speaks() {
+    let place = Place::new(false);
+    place.run(&sets("topk", &[]), "plain", false).unwrap();
+    let more = [
+        ("objective.orthogonality.weight", "0.25"),
+        ("objective.orthogonality.every", "5"),
+        ("train.log_every", "1"),
+    ];
+    let summary = place.run(&sets("topk", &more), "apart", false).unwrap();
+    let mean_max_cosine = |name: &str| {
+        let (sae, _) = Sae::load(&place.out(name), &activations::Device::Cpu.open().unwrap()).unwrap();
+        let rows = sae.decoder_rows().unwrap();
+        let rows: Vec<&[f32]> = rows.chunks(D_IN).collect();
+        let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let largest = |i: usize| {
+            let others = (0..rows.len()).filter(|j| *j != i);
+            others.map(|j| cosine(rows[i], rows[j])).fold(-1.0, f32::max)
+        };
+        (0..rows.len()).map(largest).sum::<f32>() / rows.len() as f32
+    };
+    let (plain, apart) = (mean_max_cosine("plain"), mean_max_cosine("apart"));
+    assert!(apart < 0.8 * plain, "{apart} {plain}; {summary:?}");
+    let log = fs::read_to_string(place.out("apart/metrics.jsonl")).unwrap();
+    let with = log.lines().filter(|line| line.contains("\"orthogonality\"")).count();
+    assert_eq!((log.lines().count(), with), (600, 120));
 }

@@ -91,6 +91,26 @@ fn values_that_cannot_be_are_refused() {
             vec!["objective.l1.warmup_share"],
         ),
         (vec![("objective.tilted.t", "0")], vec!["objective.tilted.t"]),
+        (
+            vec![("objective.matryoshka.widths", "[]")],
+            vec!["objective.matryoshka.widths"],
+        ),
+        (
+            vec![("objective.matryoshka.widths", "[8, 4]")],
+            vec!["objective.matryoshka.widths", "ascending"],
+        ),
+        (
+            vec![("objective.matryoshka.sampled", "0")],
+            vec!["objective.matryoshka.sampled"],
+        ),
+        (
+            vec![("objective.orthogonality.every", "0")],
+            vec!["objective.orthogonality.every"],
+        ),
+        (
+            vec![("objective.orthogonality.chunk", "1")],
+            vec!["objective.orthogonality.chunk"],
+        ),
         (vec![("objective.tanh.scale", "inf")], vec!["objective.tanh.scale"]),
         (
             vec![("objective.l1", "0.5")],

@@ -3,6 +3,8 @@
 //! burn allows an operation one float output, so the main and the auxiliary code are one tensor of values, and the
 //! indices, which have no gradient, ride along. An entry of value 0 is inactive and passes nothing back.
 
+use std::sync::Arc;
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -124,6 +126,38 @@ impl<B: SparseKernels> Backward<B, 2> for DecodeBackward {
     }
 }
 
+/// What the way back through nested errors needs: everything, since errors are computed anew rather than kept.
+#[derive(Clone, Debug)]
+struct Nested<X, I> {
+    rows: Rows,
+    weights: Arc<[f32]>,
+    indices: I,
+    levels: I,
+    values: X,
+    w_dec: X,
+    start: X,
+}
+
+#[derive(Debug)]
+struct NestedBackward;
+
+impl<B: SparseKernels> Backward<B, 3> for NestedBackward {
+    type State = Nested<FloatTensor<B>, IntTensor<B>>;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let s = ops.state;
+        let (values, w_dec, start) = B::nested_backward(
+            s.rows, &s.weights, s.indices, s.levels, s.values, s.w_dec, s.start, grad,
+        );
+        for (node, gradient) in ops.parents.into_iter().zip([values, w_dec, start]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
 impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
     fn sparse_encode(
         x: FloatTensor<Self>,
@@ -189,6 +223,33 @@ impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
                 };
                 prep.finish(state, output)
             }
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn sparse_nested(
+        rows: Rows,
+        weights: Arc<[f32]>,
+        indices: IntTensor<Self>,
+        levels: IntTensor<Self>,
+        values: FloatTensor<Self>,
+        w_dec: FloatTensor<Self>,
+        start: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let nodes = [values.node.clone(), w_dec.node.clone(), start.node.clone()];
+        let state = Nested {
+            rows,
+            weights,
+            indices,
+            levels,
+            values: values.primitive,
+            w_dec: w_dec.primitive,
+            start: start.primitive,
+        };
+        let s = state.clone();
+        let output = B::nested_forward(s.rows, &s.weights, s.indices, s.levels, s.values, s.w_dec, s.start);
+        match NestedBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }

@@ -234,4 +234,14 @@ impl ByLatent {
                 *sum = weights.iter().sum();
             });
     }
+
+    /// `matrix[i] += sum_r w[r, i] * vectors[r]`, over the rows where `i` is active. Shapes as of [`Self::scatter`].
+    pub fn add(&self, vectors: &[f32], width: usize, matrix: &mut [f32]) {
+        let level = simd::level();
+        let rows = matrix.par_chunks_mut(width).with_min_len(ROWS_A_TASK).enumerate();
+        rows.for_each(|(i, out)| {
+            let (rows, weights) = self.of(i);
+            simd::add_rows(level, out, rows, weights, vectors);
+        });
+    }
 }

@@ -8,6 +8,7 @@ use burn_flex::FlexTensor;
 use super::adam::{self, AdamStep};
 use super::buffers;
 use super::cpu::{self, ByLatent, Selector};
+use super::nested::{self, Nested};
 use super::ops::{EncodePlan, Part, SparseKernels, Winners};
 use super::product;
 use super::tiles::select_in_tiles;
@@ -131,6 +132,62 @@ impl SparseKernels for Flex {
         let (mut matrix, mut sums) = (buffers::take(d_sae * width), vec![0.0; d_sae]);
         by_latent.scatter(vectors.storage(), width, &mut matrix, &mut sums);
         (floats(matrix, [d_sae, width]), floats(sums, [d_sae]))
+    }
+
+    fn nested_forward(
+        rows: Rows,
+        weights: &[f32],
+        indices: FlexTensor,
+        levels: FlexTensor,
+        values: FlexTensor,
+        w_dec: FlexTensor,
+        start: FlexTensor,
+    ) -> FlexTensor {
+        let [batch, width] = dims(&start);
+        let (indices, levels) = (indices_i32(indices), indices_i32(levels));
+        let (values, w_dec, start) = (contiguous(values), contiguous(w_dec), contiguous(start));
+        let losses = nested::forward(Nested {
+            rows: &rows,
+            indices: indices.storage(),
+            levels: levels.storage(),
+            values: values.storage(),
+            weights,
+            w_dec: w_dec.storage(),
+            start: start.storage(),
+            width,
+        });
+        floats(losses, [batch])
+    }
+
+    fn nested_backward(
+        rows: Rows,
+        weights: &[f32],
+        indices: FlexTensor,
+        levels: FlexTensor,
+        values: FlexTensor,
+        w_dec: FlexTensor,
+        start: FlexTensor,
+        grad: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let ([batch, width], [d_sae, _]) = (dims(&start), dims(&w_dec));
+        let (indices, levels, grad) = (indices_i32(indices), indices_i32(levels), contiguous(grad));
+        let (values, w_dec, start) = (contiguous(values), contiguous(w_dec), contiguous(start));
+        let nested = Nested {
+            rows: &rows,
+            indices: indices.storage(),
+            levels: levels.storage(),
+            values: values.storage(),
+            weights,
+            w_dec: w_dec.storage(),
+            start: start.storage(),
+            width,
+        };
+        let gradients = nested::backward(nested, grad.storage(), buffers::take(d_sae * width));
+        (
+            floats(gradients.values, [rows.len()]),
+            floats(gradients.w_dec, [d_sae, width]),
+            floats(gradients.start, [batch, width]),
+        )
     }
 
     fn adam(

@@ -4,6 +4,8 @@
 //! does better. [`SparseOps`] is what burn's dispatch calls: on a plain backend it is that arithmetic, on an autodiff
 //! backend it also records how to go back (`autodiff`).
 
+use std::sync::Arc;
+
 #[cfg(feature = "cuda")]
 use burn::backend::Cuda;
 #[cfg(feature = "vulkan")]
@@ -13,7 +15,7 @@ use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
 use burn::tensor::TensorData;
 
 use super::adam::AdamStep;
-use super::portable;
+use super::{nested, portable};
 use crate::code::Rows;
 use crate::sparsifier::Score;
 
@@ -104,6 +106,34 @@ pub trait SparseKernels: Backend {
         portable::scatter_rows::<Self>(parts, vectors, d_sae)
     }
 
+    /// See [`nested_errors`](super::nested::nested_errors): the losses of rows, `[batch]`.
+    fn nested_forward(
+        rows: Rows,
+        weights: &[f32],
+        indices: IntTensor<Self>,
+        levels: IntTensor<Self>,
+        values: FloatTensor<Self>,
+        w_dec: FloatTensor<Self>,
+        start: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        nested::portable_forward::<Self>(rows, weights, indices, levels, values, w_dec, start)
+    }
+
+    /// The gradients of values, `w_dec` and `start` for `grad`, `[batch]`, that of the losses.
+    #[expect(clippy::too_many_arguments, reason = "each is a tensor of the operation")]
+    fn nested_backward(
+        rows: Rows,
+        weights: &[f32],
+        indices: IntTensor<Self>,
+        levels: IntTensor<Self>,
+        values: FloatTensor<Self>,
+        w_dec: FloatTensor<Self>,
+        start: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        nested::portable_backward::<Self>(rows, weights, indices, levels, values, w_dec, start, grad)
+    }
+
     /// One step of Adam: the new parameter and moments. Buffers that nobody else holds are updated in place.
     fn adam(
         param: FloatTensor<Self>,
@@ -140,6 +170,17 @@ pub trait SparseOps: Backend {
         indices: IntTensor<Self>,
         values: FloatTensor<Self>,
         w_dec: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// [`SparseKernels::nested_forward`], differentiable in `values`, `w_dec` and `start`.
+    fn sparse_nested(
+        rows: Rows,
+        weights: Arc<[f32]>,
+        indices: IntTensor<Self>,
+        levels: IntTensor<Self>,
+        values: FloatTensor<Self>,
+        w_dec: FloatTensor<Self>,
+        start: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 }
 
@@ -188,6 +229,18 @@ impl<B: SparseKernels> SparseOps for B {
         w_dec: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         Self::sum_rows(rows, indices, values, w_dec)
+    }
+
+    fn sparse_nested(
+        rows: Rows,
+        weights: Arc<[f32]>,
+        indices: IntTensor<Self>,
+        levels: IntTensor<Self>,
+        values: FloatTensor<Self>,
+        w_dec: FloatTensor<Self>,
+        start: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::nested_forward(rows, &weights, indices, levels, values, w_dec, start)
     }
 }
 

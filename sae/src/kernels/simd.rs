@@ -121,9 +121,14 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 
 #[inline(always)]
 fn sum_rows_body<const FMA: bool>(out: &mut [f32], rows: &[u32], weights: &[f32], matrix: &[f32]) {
+    out.fill(0.0);
+    add_rows_body::<FMA>(out, rows, weights, matrix);
+}
+
+#[inline(always)]
+fn add_rows_body<const FMA: bool>(out: &mut [f32], rows: &[u32], weights: &[f32], matrix: &[f32]) {
     let width = out.len();
     let row = |r: u32| &matrix[r as usize * width..][..width];
-    out.fill(0.0);
     // Four rows at a time: the sum stays in registers longer and four streams of memory are in flight. The order of
     // additions is that of the rows all the same.
     let (row_quads, weight_quads) = (rows.chunks_exact(4), weights.chunks_exact(4));
@@ -147,6 +152,11 @@ for_each_level! {
     ///
     /// `out`: `[width]`, overwritten; `rows`, `weights`: `[n]`; `matrix`: `[_, width]`.
     pub fn sum_rows(out: &mut [f32], rows: &[u32], weights: &[f32], matrix: &[f32]) = sum_rows_body
+}
+
+for_each_level! {
+    /// `out += sum_j weights[j] * matrix[rows[j]]`, added in the order of `rows`. Shapes as of [`sum_rows`].
+    pub fn add_rows(out: &mut [f32], rows: &[u32], weights: &[f32], matrix: &[f32]) = add_rows_body
 }
 
 #[inline(always)]

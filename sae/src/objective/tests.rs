@@ -4,7 +4,7 @@ use super::*;
 use crate::code::Rows;
 
 /// Two rows of two, three latents; latent 2 is dead and its code is auxiliary.
-fn pass(device: &Device, with_aux: bool) -> Forward {
+pub(super) fn pass(device: &Device, with_aux: bool) -> Forward {
     let code = |indices: [i32; 2], values: [f32; 2]| SparseCode {
         rows: Rows::Equal { batch: 2, slots: 1 },
         indices: Tensor::<1, Int>::from_ints(indices, device),
@@ -179,4 +179,35 @@ fn tilted_risk_weighs_rows_by_the_softmax_of_their_errors() {
     {
         near(*found, expected);
     }
+}
+
+#[test]
+fn prefixes_by_width_are_what_their_formula_says_by_hand() {
+    let mut pass = pass(&Device::flex(), false);
+    // Latents 0 and 1 with values 1 and 2, one a row; below width 1 is latent 0 alone. Errors of (1, 2) by (1, 0) and
+    // of (0, 2) by nothing: 4 and 4. By all: 4, and (0, 2) by (0, 2): 0.
+    near(
+        value("[matryoshka]\nwidths = [1]", &pass),
+        (8.0 + 4.0) / 2.0 / 2.0 / 4.0,
+    );
+    near(value("[matryoshka]\nwidths = [3]", &pass), 4.0 / 2.0 / 4.0);
+    // A single level is the mean squared error.
+    pass.recon = Tensor::from_floats([[1.0, 0.0], [0.0, 2.0]], &Device::flex());
+    near(
+        value("[matryoshka]\nwidths = [3]", &pass),
+        f64::from(value("[mse]", &pass)),
+    );
+}
+
+#[test]
+fn prefixes_by_rank_are_what_their_formula_says_by_hand() {
+    let device = Device::flex();
+    let mut pass = pass(&device, false);
+    pass.code = SparseCode {
+        rows: Rows::Equal { batch: 2, slots: 2 },
+        indices: Tensor::<1, Int>::from_ints([1, 0, 1, 2], &device),
+        values: Tensor::<1>::from_floats([2.0, 1.0, 1.0, -1.0], &device),
+    };
+    // (1, 2): by (0, 2) off by (1, 0), by (1, 2) by nothing. (0, 2): by (0, 1) off by 1, by (0, 2) by nothing.
+    near(value("[hierarchical]", &pass), (1.0 + 1.0) / 2.0 / 2.0 / 4.0);
 }

@@ -1,0 +1,146 @@
+//! OrtSAE (arXiv 2509.22033): no decoder row may lie close to another, which keeps a latent from being part of several
+//! others.
+//!
+//! The mean over latents `i` of the squared cosine between `d_i` and the nearest other row of its chunk. All pairs
+//! would cost `d_sae^2 d_in`; chunks of at most `chunk` latents, **drawn anew each time**, cost `d_sae * chunk * d_in`
+//! and still let any two meet. The gradient reaches both rows of a pair. `every` n-th step with `n` times the weight
+//! costs an n-th.
+//!
+//! The paper squares the largest *signed* cosine, so that antipodal rows escape. For codes with one pole that is right:
+//! opposite directions are different features. Where values have signs they are the same feature twice, so there the
+//! absolute cosine counts (`absolute` says otherwise).
+
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::{About, Face, Forward, Moment, check_weight};
+use crate::error::{Error, Result};
+
+/// Cosines of a block at a time: 16 MiB.
+const BLOCK: usize = 1 << 22;
+
+/// `[objective.orthogonality]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Orthogonality {
+    /// 0.25.
+    pub weight: f64,
+    /// Steps from one time to the next; the weight of each is so many times the weight. 1.
+    pub every: u64,
+    /// Most latents of a chunk. 8192.
+    pub chunk: usize,
+    /// Whether opposite directions count as close. Default: where values can be negative.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absolute: Option<bool>,
+}
+
+impl Default for Orthogonality {
+    fn default() -> Self {
+        Self {
+            weight: 0.25,
+            every: 1,
+            chunk: 8192,
+            absolute: None,
+        }
+    }
+}
+
+impl Orthogonality {
+    pub(super) fn complete() -> Self {
+        Self {
+            absolute: Some(true),
+            ..Self::default()
+        }
+    }
+
+    /// The latents in chunks of almost equal size.
+    fn chunks(&self, moment: Moment, d_sae: usize) -> Vec<Vec<i32>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(moment.seed ^ 0x6f72_7468);
+        rng.set_stream(moment.step);
+        let mut latents: Vec<i32> = (0..d_sae as i32).collect();
+        latents.shuffle(&mut rng);
+        let n = d_sae.div_ceil(self.chunk);
+        let ends = (0..=n).map(|c| d_sae * c / n).collect::<Vec<_>>();
+        ends.windows(2).map(|e| latents[e[0]..e[1]].to_vec()).collect()
+    }
+}
+
+/// For each of `rows: [n, d_in]`, unit rows, the index of the nearest other: largest cosine, or largest absolute one.
+fn nearest(rows: &Tensor<2>, absolute: bool) -> Tensor<1, Int> {
+    let [n, _] = rows.dims();
+    let block = (BLOCK / n).clamp(1, n);
+    let parts = (0..n).step_by(block).map(|start| {
+        let end = n.min(start + block);
+        let cosines = rows
+            .clone()
+            .narrow(0, start, end - start)
+            .matmul(rows.clone().transpose());
+        let cosines = if absolute { cosines.abs() } else { cosines };
+        // A row is no neighbour of itself.
+        let itself: Vec<i32> = (start as i32..end as i32).collect();
+        let itself = Tensor::<1, Int>::from_data(TensorData::new(itself, [end - start]), &rows.device());
+        let itself = itself.reshape([end - start, 1]);
+        let lower = Tensor::full([end - start, 1], -4.0, &rows.device());
+        let cosines = cosines.scatter(1, itself, lower, IndexingUpdateOp::Add);
+        cosines.argmax(1).reshape([end - start])
+    });
+    Tensor::cat(parts.collect(), 0)
+}
+
+/// Puts latents where the decoder is.
+fn at(device: &Device, latents: Tensor<1, Int>) -> Tensor<1, Int> {
+    match device.is_autodiff() {
+        true => Tensor::from_inner(latents),
+        false => latents,
+    }
+}
+
+impl Face for Orthogonality {
+    fn weight(&self, _: Moment) -> f64 {
+        self.weight * self.every as f64
+    }
+
+    fn value(&self, pass: &Forward) -> Option<Tensor<1>> {
+        let [d_sae, _] = pass.w_dec.dims();
+        if !pass.moment.step.is_multiple_of(self.every) || d_sae < 2 {
+            return None;
+        }
+        let norms = (pass.w_dec.clone() * pass.w_dec.clone()).sum_dim(1).sqrt();
+        let unit = pass.w_dec.clone() / norms.clamp_min(1e-6);
+        // Who is nearest is found outside of the graph: only the pairs are differentiated.
+        let plain = unit.clone().no_grad();
+        let (mut ours, mut others) = (Vec::new(), Vec::new());
+        for chunk in self.chunks(pass.moment, d_sae).into_iter().filter(|c| c.len() > 1) {
+            let shape = [chunk.len()];
+            let latents = Tensor::<1, Int>::from_data(TensorData::new(chunk, shape), &plain.device());
+            let rows = plain.clone().select(0, latents.clone());
+            let found = nearest(&rows, self.absolute.unwrap_or(pass.signed));
+            others.push(latents.clone().select(0, found));
+            ours.push(latents);
+        }
+        let device = unit.device();
+        let (ours, others) = (at(&device, Tensor::cat(ours, 0)), at(&device, Tensor::cat(others, 0)));
+        let cosines = (unit.clone().select(0, ours) * unit.select(0, others)).sum_dim(1);
+        Some((cosines.clone() * cosines).sum() / d_sae as f64)
+    }
+
+    fn validate(&self, key: &str, _: About) -> Result<()> {
+        check_weight(key, self.weight, None)?;
+        if self.every == 0 {
+            return Err(Error::config(format!("{key}.every"), "is 0, expected at least 1"));
+        }
+        if self.chunk < 2 {
+            return Err(Error::config(
+                format!("{key}.chunk"),
+                format!("is {}, expected at least 2: a pair", self.chunk),
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+mod parity;
+
 use self::support::npy;
 use super::dead::Silence;
 use super::schedule::Schedule;

@@ -8,6 +8,7 @@ use activations::harvest::{self, HarvestOptions, HarvestReport};
 use activations::hub::{Hub, ModelDir};
 use activations::store::Part;
 use activations::{ActDtype, Device, Outcome, Progress, Stop};
+use anyhow::Context;
 use clap::ValueEnum;
 
 use crate::bars::{Bars, bytes, count, parse_count};
@@ -68,7 +69,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Which text, and how it is cut: shared by `harvest` and `features`.
+/// Which text, and how it is cut: shared by `harvest`, `train` and `features`.
 #[derive(clap::Args, Clone, Default)]
 pub struct Text {
     /// Text files, directories of them, patterns such as 'books/*.txt' in quotes, or - for the standard input
@@ -83,9 +84,9 @@ pub struct Text {
     /// What the files are (default: what their names say, and txt for any other name)
     #[arg(long, value_name = "FORMAT")]
     format: Option<TextFormat>,
-    /// The field of .jsonl and .json, or the column of .csv and .parquet, that is the text
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    field: String,
+    /// The field of .jsonl and .json, or the column of .csv and .parquet, that is the text (default: text)
+    #[arg(long, value_name = "NAME")]
+    field: Option<String>,
     /// How documents become contexts (default: pack; split for encoders such as BERT)
     #[arg(long, value_name = "HOW")]
     documents: Option<Documents>,
@@ -95,9 +96,9 @@ pub struct Text {
     /// A line that separates documents within a text, such as '<|end|>' (default: a text is a document)
     #[arg(long, value_name = "LINE")]
     separator: Option<String>,
-    /// What to do about bytes that are not UTF-8
-    #[arg(long, value_name = "HOW", default_value = "refuse")]
-    invalid_utf8: Invalid,
+    /// What to do about bytes that are not UTF-8 (default: refuse)
+    #[arg(long, value_name = "HOW")]
+    invalid_utf8: Option<Invalid>,
 }
 
 /// [`Format`] as a flag.
@@ -138,14 +139,42 @@ enum Documents {
     Split,
 }
 
+impl From<Documents> for Layout {
+    fn from(how: Documents) -> Self {
+        match how {
+            Documents::Pack => Self::Pack,
+            Documents::Truncate => Self::Truncate,
+            Documents::Split => Self::Split,
+        }
+    }
+}
+
 /// [`InvalidUtf8`] as a flag.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Invalid {
     /// Stop with an error naming the file and the byte
-    #[default]
     Refuse,
     /// Put U+FFFD in their place and count them
     Replace,
+}
+
+impl Invalid {
+    /// As run.toml has it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Replace => "replace",
+        }
+    }
+}
+
+impl From<Invalid> for InvalidUtf8 {
+    fn from(how: Invalid) -> Self {
+        match how {
+            Invalid::Refuse => Self::Refuse,
+            Invalid::Replace => Self::Replace,
+        }
+    }
 }
 
 impl Text {
@@ -153,7 +182,6 @@ impl Text {
     pub fn of(path: &Path, separator: &str) -> Self {
         Self {
             paths: vec![path.to_owned()],
-            field: "text".into(),
             separator: Some(separator.to_owned()),
             ..Self::default()
         }
@@ -162,6 +190,41 @@ impl Text {
     /// Whether none was named.
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()
+    }
+
+    /// The keys of run.toml that say the same, of the flags that were given.
+    ///
+    /// # Errors
+    /// For a path that is not UTF-8.
+    pub fn settings(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let paths = self.paths.iter().map(|path| {
+            let text = path.to_str();
+            text.with_context(|| format!("{}: a path in run.toml must be UTF-8", path.display()))
+        });
+        let paths: Vec<&str> = paths.collect::<anyhow::Result<_>>()?;
+        // JSON writes lists and strings as TOML does.
+        let shown = |value: serde_json::Value| value.to_string();
+        let given = [
+            ("text", (!paths.is_empty()).then(|| shown(paths.into()))),
+            ("tokens", self.tokens.map(|n| n.to_string())),
+            ("context", self.context.map(|n| n.to_string())),
+            (
+                "format",
+                self.format.map(|format| shown(Format::from(format).name().into())),
+            ),
+            ("field", self.field.clone().map(|field| shown(field.into()))),
+            (
+                "documents",
+                self.documents.map(|how| shown(Layout::from(how).name().into())),
+            ),
+            ("skip_bad", self.skip_bad.then(|| "true".to_owned())),
+            ("separator", self.separator.clone().map(|line| shown(line.into()))),
+            ("invalid_utf8", self.invalid_utf8.map(|how| shown(how.name().into()))),
+        ];
+        let settings = given
+            .into_iter()
+            .filter_map(|(key, value)| Some((format!("data.{key}"), value?)));
+        Ok(settings.collect())
     }
 
     /// The text read by `model` at `hooks`.
@@ -173,20 +236,13 @@ impl Text {
             context: self.context,
             reading: Reading {
                 format: self.format.map(Format::from),
-                field: self.field.clone(),
+                field: self.field.clone().unwrap_or_else(|| Reading::default().field),
                 skip_bad: self.skip_bad,
-                invalid_utf8: match self.invalid_utf8 {
-                    Invalid::Refuse => InvalidUtf8::Refuse,
-                    Invalid::Replace => InvalidUtf8::Replace,
-                },
+                invalid_utf8: self.invalid_utf8.map_or_else(Default::default, InvalidUtf8::from),
                 separator: self.separator.clone(),
                 seed: None,
             },
-            layout: self.documents.map(|how| match how {
-                Documents::Pack => Layout::Pack,
-                Documents::Truncate => Layout::Truncate,
-                Documents::Split => Layout::Split,
-            }),
+            layout: self.documents.map(Layout::from),
             ..HarvestOptions::new(&model.path, self.paths.clone(), String::new())
         }
     }

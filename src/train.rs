@@ -1,4 +1,4 @@
-//! `sae train`: activations to a sparse dictionary.
+//! `sae train`: activations, or a model over a text, to a sparse dictionary.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use activations::{ActDtype, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
 use sae::config::{RUN_TOML, RunConfig};
-use sae::train::{COPY, RunSummary, TrainPlan};
+use sae::train::{COPY, RunSummary, Training};
 
-use crate::bars::{Bars, count};
+use crate::bars::{Bars, count, parse_count};
+use crate::harvest::Text;
 use crate::say;
 use crate::{interrupt, limits};
 
@@ -24,8 +25,14 @@ Examples:
   sae train --acts protein.safetensors --hook layer12 --out runs/e        # a tensor [n, d] of a file of several
   sae train --acts embeddings/ --hook vector --out runs/f                 # Parquet: a column of lists or of bytes
   sae train --acts saelens-cache/ --out runs/g                            # SAELens' cached activations
+  sae train --model stories15M/ --text books/ --hook blocks.3.hook_resid_post --out runs/h --set train.tokens=5M
+  sae train --model org/name --text 'crawl/*.jsonl.zst' --field content --skip-bad --context 256 --hook … --out runs/i
   sae train --config run.toml --out runs/d
   sae train --out runs/d --resume                                         # after Ctrl-C, a crash or kill -9
+
+With --model and --text nothing is harvested to the disk: the model computes activations while the dictionary is trained
+on them, and everything about the text is in run.toml, so that --resume needs no flags (docs/streaming.md). --tokens is how
+much of the text is read; train.tokens is how long to train, and begins the text again where it is longer.
 
 Parquet is decoded once into acts.safetensors in the run's directory (its size is said first); train on that file to
 save the next run the copy, or delete it when the run is done. Everything else is read where it is.
@@ -38,19 +45,30 @@ pub struct Args {
     /// .parquet or a directory of them, a Hugging Face dataset's directory such as SAELens' cached activations
     #[arg(long, value_name = "PATH")]
     acts: Option<PathBuf>,
+    /// Instead of --acts, a model that reads --text: a directory or a hub id, org/name[@revision]
+    #[arg(long, value_name = "DIR|ID")]
+    model: Option<String>,
+    #[command(flatten)]
+    text: Text,
+    /// Train on BOS and EOS, too
+    #[arg(long)]
+    keep_special: bool,
+    /// Of the order of the documents (default: train.seed)
+    #[arg(long, value_name = "N")]
+    text_seed: Option<u64>,
     /// Directory of the run; must not hold one, unless --resume
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The hook to train on, when the store has several; of other files the tensor or column
+    /// Where in the model; of a store the hook, when it has several; of other files the tensor or column
     #[arg(long, value_name = "HOOK")]
     hook: Option<String>,
     /// Number format of a column of bytes whose file does not say it: f16, bf16 or f32
     #[arg(long, value_name = "DTYPE")]
     acts_dtype: Option<ActDtype>,
-    /// A run.toml; --acts, --hook and --set go over it
+    /// A run.toml; all other flags go over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set one key, as in run.toml: --set sae.k=32 (repeatable)
+    /// Set one key, as in run.toml: --set sae.k=32 (repeatable); counts may be written 250k or 5M
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_setting)]
     set: Vec<(String, String)>,
     /// cpu, cuda[:i] or vulkan[:i]
@@ -66,9 +84,18 @@ pub struct Args {
 
 fn parse_setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        Some((key, value)) if !key.trim().is_empty() => {
+            let (key, value) = (key.trim(), value.trim());
+            Ok((key.to_owned(), counted(key, value).unwrap_or_else(|| value.to_owned())))
+        }
         _ => Err(format!("{text:?} is not KEY=VALUE, such as sae.k=32")),
     }
+}
+
+/// The value of a key that counts something, when it is written as `--tokens` is: 5M.
+fn counted(key: &str, value: &str) -> Option<String> {
+    let counts = ["tokens", "steps", "rows"].iter().any(|unit| key.ends_with(unit));
+    counts.then(|| parse_count(value).ok()).flatten().map(|n| n.to_string())
 }
 
 /// Trains, and says what came out.
@@ -98,6 +125,16 @@ fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
             .with_context(|| format!("{}: a path in run.toml must be UTF-8", acts.display()))?;
         overrides.push(("data.acts".into(), toml_string(acts)));
     }
+    if let Some(model) = &args.model {
+        overrides.push(("data.model".into(), toml_string(model)));
+    }
+    overrides.extend(args.text.settings()?);
+    if args.keep_special {
+        overrides.push(("data.keep_special".into(), "true".into()));
+    }
+    if let Some(seed) = args.text_seed {
+        overrides.push(("data.text_seed".into(), seed.to_string()));
+    }
     if let Some(hook) = &args.hook {
         overrides.push(("data.hook".into(), toml_string(hook)));
     }
@@ -115,8 +152,8 @@ fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
         None => None,
     };
     let config = RunConfig::load(file, &overrides)?;
-    if config.data.acts.is_none() {
-        bail!("nothing to train on: give --acts, or data.acts in the configuration");
+    if config.data.acts.is_none() && config.data.model.is_none() {
+        bail!("nothing to train on: give --acts, or --model and --text, or the same in the configuration");
     }
     Ok(config)
 }
@@ -135,7 +172,8 @@ pub fn train(
     progress: &dyn Progress,
     stop: &Stop,
 ) -> anyhow::Result<(Outcome, Option<RunSummary>)> {
-    let plan: TrainPlan = sae::train::plan(config)?;
+    let training = Training::open(config, progress)?.with_time()?;
+    let plan = training.plan();
     eprintln!("{plan}");
     // What an earlier call copied already has its place.
     let copied =
@@ -143,7 +181,7 @@ pub fn train(
     let copied = copied.iter().sum::<u64>().min(plan.copy_bytes);
     limits::check(out, plan.disk_bytes - copied, plan.memory_bytes)?;
     sae::kernels::keep_freed_memory();
-    Ok(sae::train::run(config, out, resume, progress, stop)?)
+    Ok(training.run(out, resume, progress, stop)?)
 }
 
 fn print_summary(summary: &RunSummary, out: &Path) {

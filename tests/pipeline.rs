@@ -8,6 +8,8 @@ mod acts;
 mod int8;
 #[path = "pipeline/shards.rs"]
 mod shards;
+#[path = "pipeline/stream.rs"]
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fs;

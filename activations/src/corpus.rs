@@ -73,7 +73,8 @@ pub struct Reading {
 }
 
 /// How documents become contexts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Layout {
     /// Documents follow each other, and this stream is cut into contexts.
     #[default]

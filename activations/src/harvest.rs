@@ -1,4 +1,5 @@
-//! From a model and a text to activations: into a store ([`run`]), or in memory ([`ContextStream`]).
+//! From a model and a text to activations: into a store ([`run`]), or in memory, whole contexts in order
+//! ([`ContextStream`]) or mixed rows to train on ([`RowStream`]).
 //!
 //! The one decision: **every number depends on the plan alone.** Contexts are grouped into the same products whatever
 //! the number of threads and wherever a run was interrupted, because the last bits of a product depend on its shape.
@@ -9,6 +10,7 @@
 //! recorded in one pass, which ends after the last of them.
 
 mod batches;
+mod mixed;
 mod recorder;
 mod run;
 mod stream;
@@ -16,6 +18,7 @@ mod stream;
 use std::path::PathBuf;
 use std::time::Instant;
 
+pub use self::mixed::{HeldOut, RowStream, StreamOptions, StreamReader};
 use self::recorder::Recorder;
 pub use self::run::{HarvestReport, run};
 pub use self::stream::ContextStream;
@@ -235,7 +238,12 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
         let per_byte = contexts.tokens_packed() as f64 / contexts.bytes_read().max(1) as f64;
         ((corpus.bytes() as f64 * per_byte) as u64).max(sampled)
     };
-    let (tokens_per_second, rows_per_token) = measure(recorder, &sample)?;
+    let tokens_per_second = measure(recorder, &sample)?;
+    let with_rows = sample
+        .iter()
+        .flat_map(|c| &c.tokens)
+        .filter(|&&id| recorder.has_row(id));
+    let rows_per_token = with_rows.count() as f64 / sampled.max(1) as f64;
     // Documents of their own are shorter than contexts are at most.
     let context = match corpus.options().layout {
         Layout::Pack => corpus.options().context as u64,
@@ -266,23 +274,21 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
     })
 }
 
-/// Tokens a second, and activation rows a token. The first unit alone takes what the first call costs; on a slow model
-/// it must do.
-fn measure(recorder: &Recorder, sample: &[Context]) -> Result<(f64, f64)> {
+/// Tokens a second. The first unit alone takes what the first call costs; on a slow model it must do.
+fn measure(recorder: &Recorder, sample: &[Context]) -> Result<f64> {
     let time = |contexts: &[Context]| {
         let start = Instant::now();
-        let rows = recorder.record(contexts)?.rows.len();
+        recorder.record(contexts)?;
         let tokens: usize = contexts.iter().map(|c| c.tokens.len()).sum();
         let seconds = start.elapsed().as_secs_f64().max(1e-9);
-        Ok((seconds, tokens as f64 / seconds, rows as f64 / tokens as f64))
+        Ok((seconds, tokens as f64 / seconds))
     };
     let first = &sample[..sample.len().min(recorder.unit())];
-    let (seconds, speed, rows) = time(first)?;
+    let (seconds, speed) = time(first)?;
     if seconds * (sample.len() / first.len()) as f64 > 2.0 {
-        return Ok((speed, rows));
+        return Ok(speed);
     }
-    let (_, speed, rows) = time(sample)?;
-    Ok((speed, rows))
+    Ok(time(sample)?.1)
 }
 
 /// Parameters, the values of the passes that run side by side, and the batches between the threads.

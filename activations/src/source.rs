@@ -36,7 +36,7 @@ mod kind;
 mod listing;
 mod mix;
 mod nested;
-mod order;
+pub(crate) mod order;
 mod parquet;
 pub(crate) mod rows;
 
@@ -49,7 +49,7 @@ use sha2::{Digest, Sha256};
 use self::copy::Copy;
 use self::kind::Kind;
 pub use self::listing::{Listing, listing};
-pub use self::mix::{MixOptions, MixState, MixedReader};
+pub use self::mix::{MixOptions, MixState, MixedReader, RowReader};
 use self::parquet::ParquetRows;
 use self::rows::{ActRows, Column, Files, Run};
 use crate::dtype::ActDtype;

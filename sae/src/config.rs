@@ -14,14 +14,15 @@
 //! # Ok::<(), sae::Error>(())
 //! ```
 
+mod data;
 mod keys;
 mod method;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use activations::ActDtype;
 use serde::{Deserialize, Serialize};
 
+pub use self::data::DataConfig;
 pub use self::method::Method;
 use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
@@ -42,26 +43,6 @@ pub struct RunConfig {
     pub objective: ObjectiveConfig,
     /// `[train]`: how it is trained.
     pub train: TrainConfig,
-}
-
-/// `[data]`: which activations.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// A store's directory, or other programs' activations: `.npy`, `.safetensors`, Parquet, a Hugging Face dataset.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub acts: Option<PathBuf>,
-    /// The hook to train on, or the tensor or column; needed when there are several.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hook: Option<String>,
-    /// Number format of a column of bytes whose file does not say it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub acts_dtype: Option<ActDtype>,
-    /// Rows at the end of the data that training never sees. Default: a tenth, at most 16,384.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_out_rows: Option<u64>,
-    /// Memory of the pool that mixes rows, in MiB. More mixes better.
-    pub mix_memory_mib: u64,
 }
 
 /// `[sae]`: which dictionary.
@@ -155,18 +136,6 @@ pub enum BDecInit {
     GeometricMedian,
 }
 
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            acts: None,
-            hook: None,
-            acts_dtype: None,
-            held_out_rows: None,
-            mix_memory_mib: 1024,
-        }
-    }
-}
-
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
@@ -258,6 +227,7 @@ impl RunConfig {
                 "is given beside sae.d_sae: give one of the two",
             ));
         }
+        self.data.validate()?;
         self.validate_counts()?;
         self.validate_numbers()?;
         self.validate_method(self.sae.d_sae)?;
@@ -269,8 +239,6 @@ impl RunConfig {
     fn validate_counts(&self) -> Result<()> {
         let (sae, train) = (&self.sae, &self.train);
         let at_least_one = [
-            ("data.mix_memory_mib", Some(self.data.mix_memory_mib)),
-            ("data.held_out_rows", self.data.held_out_rows),
             ("sae.d_sae", sae.d_sae.map(|n| n as u64)),
             ("sae.k", sae.k.map(|n| n as u64)),
             ("sae.expansion", sae.expansion.map(|n| n as u64)),

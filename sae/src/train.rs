@@ -1,4 +1,4 @@
-//! Training, in plain view: [`run`] is the loop, `Trainer::step` (`train/trainer.rs`) is what happens to a batch.
+//! Training, in plain view: `Run::steps` is the loop, `Trainer::step` (`train/trainer.rs`) is what happens to a batch.
 //!
 //! The one decision: **a run is a pure function of its `run.toml` and its data.** Everything that the loop carries from
 //! step to step (parameters, moments, where the reader is, how long each latent has been silent) is in the checkpoint,
@@ -10,8 +10,9 @@
 //! use activations::{Silent, Stop};
 //! use sae::{config::RunConfig, train};
 //! let config = RunConfig::from_toml("[data]\nacts = \"acts\"", &[])?;
-//! println!("{}", train::plan(&config)?);
-//! let (_, summary) = train::run(&config, "runs/a".as_ref(), false, &Silent, &Stop::new())?;
+//! let training = train::Training::open(&config, &Silent)?.with_time()?;
+//! println!("{}", training.plan());
+//! let (_, summary) = training.run("runs/a".as_ref(), false, &Silent, &Stop::new())?;
 //! # let _ = summary; Ok(()) }
 //! ```
 
@@ -19,6 +20,7 @@ mod checkpoint;
 mod curves;
 mod dead;
 mod evaluate;
+mod input;
 mod log;
 mod plan;
 mod read_ahead;
@@ -30,11 +32,11 @@ mod trainer;
 use std::path::Path;
 use std::time::Instant;
 
-use activations::source::{Activations, MixOptions};
-use activations::{Outcome, Progress, Stop};
+use activations::{Outcome, Progress, Silent, Stop};
 use serde::{Deserialize, Serialize};
 
-use self::log::{Line, Timing};
+use self::input::Input;
+use self::log::{Line, Log, Timing};
 pub use self::plan::TrainPlan;
 use self::read_ahead::ReadAhead;
 use self::run_dir::RunDir;
@@ -43,7 +45,8 @@ use crate::config::RunConfig;
 use crate::dictionary::{Calibration, DictionaryCard, HeldOut, Sae};
 use crate::error::{Error, Result};
 
-/// In a run's directory, the copy of activations that cannot be read in place: see [`Activations::prepare`].
+/// In a run's directory, the copy of activations that cannot be read in place: see
+/// [`prepare`](activations::source::Activations::prepare).
 pub const COPY: &str = "acts.safetensors";
 
 /// What came out of a run: `summary.json`.
@@ -72,20 +75,15 @@ pub struct RunSummary {
 /// Opens the activations of `config`, fills in what it leaves open, and estimates what the run will take.
 ///
 /// # Errors
-/// [`Error::Config`] naming the key that does not fit the activations; what opening those gives.
+/// As [`Training::open`].
 pub fn plan(config: &RunConfig) -> Result<TrainPlan> {
-    let acts = plan::open(config)?;
-    TrainPlan::new(config, &acts)?.with_time()
+    Ok(Training::open(config, &Silent)?.with_time()?.plan)
 }
 
-/// Trains a dictionary into the directory `out`, from the beginning or, with `resume`, from its last checkpoint.
-///
-/// On [`Stop`] the present step is finished and a checkpoint written. A run that is finished already gives its summary.
+/// Trains a dictionary into the directory `out`: [`Training::run`] of what `config` names.
 ///
 /// # Errors
-/// When `out` holds a run and `resume` is false; when it holds the run of another configuration or other data, with the
-/// differences; [`Error::Invalid`] when the loss is not finite any more, naming the step and the last checkpoint; what
-/// reading activations and writing files gives.
+/// As [`Training::open`] and [`Training::run`].
 pub fn run(
     config: &RunConfig,
     out: &Path,
@@ -93,85 +91,179 @@ pub fn run(
     progress: &dyn Progress,
     stop: &Stop,
 ) -> Result<(Outcome, Option<RunSummary>)> {
-    let acts = plan::open(config)?;
-    let plan = TrainPlan::new(config, &acts)?;
-    let mut dir = RunDir::open(out, &plan, resume)?;
-    if let Some(summary) = dir.finished()? {
-        return Ok((Outcome::Finished, Some(summary)));
+    Training::open(config, progress)?.run(out, resume, progress, stop)
+}
+
+/// A run that can start: its activations, or model and text, are open and fit the configuration.
+pub struct Training {
+    plan: TrainPlan,
+    input: Input,
+}
+
+impl Training {
+    /// Opens what `config` names and fills in what it leaves open. `progress` is for a model that has to be fetched.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key that does not fit the activations; what opening those, or model and text, gives.
+    pub fn open(config: &RunConfig, progress: &dyn Progress) -> Result<Self> {
+        let input = Input::open(config, progress)?;
+        let plan = TrainPlan::new(config, &input)?;
+        Ok(Self { plan, input })
     }
-    let device = plan.device()?;
-    if plan.copy_bytes > 0 {
-        // From here on there is a run to resume.
+
+    /// Measures how fast this machine is, for the plan's estimate of the time.
+    ///
+    /// # Errors
+    /// When the device cannot be had.
+    pub fn with_time(mut self) -> Result<Self> {
+        self.plan = self.plan.with_time(&self.input)?;
+        Ok(self)
+    }
+
+    /// What the run will do.
+    pub fn plan(&self) -> &TrainPlan {
+        &self.plan
+    }
+
+    /// Trains a dictionary into the directory `out`, from the beginning or, with `resume`, from its last checkpoint.
+    ///
+    /// On [`Stop`] the present step is finished and a checkpoint written. A run that is finished already gives its
+    /// summary.
+    ///
+    /// # Errors
+    /// When `out` holds a run and `resume` is false; when it holds the run of another configuration or other data, with
+    /// the differences; [`Error::Invalid`] when the loss is not finite any more, naming the step and the last
+    /// checkpoint; what reading or computing activations and writing files gives.
+    pub fn run(
+        self,
+        out: &Path,
+        resume: bool,
+        progress: &dyn Progress,
+        stop: &Stop,
+    ) -> Result<(Outcome, Option<RunSummary>)> {
+        let Self { plan, input } = self;
+        let dir = RunDir::open(out, &plan, resume)?;
+        if let Some(summary) = dir.finished()? {
+            return Ok((Outcome::Finished, Some(summary)));
+        }
+        let device = plan.device()?;
+        if plan.copy_bytes > 0 {
+            // From here on there is a run to resume.
+            dir.begin(&plan)?;
+        }
+        let stopped = |dir: &RunDir| dir.begin(&plan).map(|()| (Outcome::Stopped, None));
+        let Some(input) = input.prepare(&plan, &out.join(COPY), progress, stop)? else {
+            return stopped(&dir);
+        };
+        let saved = dir.checkpoint(&device, &plan)?;
+        let done = saved.as_ref().map_or(0, |(trainer, _)| trainer.steps_done());
+        let from = saved
+            .as_ref()
+            .map(|(_, state)| (state.reader, done * plan.batch as u64));
+        let mut batches = ReadAhead::new(input.reader(&plan, from)?, plan.batch, plan.steps.saturating_sub(done));
+
+        let clock = Instant::now();
+        progress.begin("train", Some(plan.tokens()), "tokens");
+        progress.advance(done * plan.batch as u64);
+        if plan.streamed {
+            progress.note("the model fills the pool");
+        }
+        let (trainer, seconds) = match saved {
+            Some((trainer, state)) => (trainer, state.seconds),
+            None => match input.sample(&plan, &mut batches, stop)? {
+                Some(sample) => (Trainer::start(&plan, &sample, &device)?, 0.0),
+                None => return stopped(&dir),
+            },
+        };
         dir.begin(&plan)?;
+        let log = dir.log()?;
+        let mut run = Run {
+            plan: &plan,
+            input: &input,
+            out,
+            dir,
+            trainer,
+            batches,
+            log,
+            seconds,
+            clock,
+        };
+        let (outcome, last) = run.steps(progress, stop)?;
+        if outcome == Outcome::Stopped {
+            return Ok((outcome, None));
+        }
+        // A run that was killed behind its last checkpoint comes here without a step.
+        let measured = last.map_or_else(|| measure(&run.trainer, &input, &plan), Ok)?;
+        let summary = finish(measured, &input, &plan, out, run.seconds)?;
+        progress.finish();
+        Ok((outcome, Some(summary)))
     }
-    let (_, Some(acts)) = acts.prepare(&out.join(COPY), progress, stop)? else {
-        return Ok((Outcome::Stopped, None));
-    };
-    let mut reader = acts.mixed(
-        plan.train_rows.clone(),
-        &MixOptions {
-            seed: plan.config.train.seed,
-            memory_bytes: plan.mix_memory_bytes,
-        },
-    )?;
-    let saved = dir.checkpoint(&device, &plan)?;
-    let (mut trainer, mut seconds) = match saved {
-        Some((trainer, state)) => {
-            reader.restore(state.reader)?;
-            (trainer, state.seconds)
-        }
-        None => (Trainer::start(&plan, &acts, &device)?, 0.0),
-    };
-    dir.begin(&plan)?;
-    let mut log = dir.log()?;
+}
 
-    progress.begin("train", Some(plan.tokens()), "tokens");
-    progress.advance(trainer.steps_done() * plan.batch as u64);
-    let mut batches = ReadAhead::new(reader, plan.batch);
-    let (mut held_out, mut last) = (None, None);
-    let mut clock = Instant::now();
-    while trainer.steps_done() < plan.steps {
-        if stop.requested() {
-            seconds += clock.elapsed().as_secs_f64();
-            dir.save(&trainer, batches.state(), seconds, &mut log)?;
-            return Ok((Outcome::Stopped, None));
-        }
-        let x = batches.next_batch()?;
-        let step = trainer.step(x)?;
-        if !step.loss.is_finite() {
-            return Err(diverged(&step, &dir, out));
-        }
-        progress.advance(plan.batch as u64);
+/// A run on its way.
+struct Run<'a> {
+    plan: &'a TrainPlan,
+    input: &'a Input,
+    out: &'a Path,
+    dir: RunDir,
+    trainer: Trainer,
+    batches: ReadAhead,
+    log: Log,
+    /// Of the run, up to the last checkpoint.
+    seconds: f64,
+    /// Since then.
+    clock: Instant,
+}
 
-        let done = trainer.steps_done();
-        let due = |every: u64| done.is_multiple_of(every) || done == plan.steps;
-        if due(plan.eval_every) {
-            let measured = measure(&trainer, &acts, &plan)?;
-            held_out = Some(measured.held_out);
-            // Kept for the end alone: it shares the parameters, which are updated in place while nobody does.
-            last = Some(measured).filter(|_| done == plan.steps);
+impl Run<'_> {
+    /// The loop. Gives what was measured behind its last step, if it took one.
+    fn steps(&mut self, progress: &dyn Progress, stop: &Stop) -> Result<(Outcome, Option<Measured>)> {
+        let plan = self.plan;
+        let (mut held_out, mut last) = (None, None);
+        while self.trainer.steps_done() < plan.steps {
+            let Some(x) = self.batches.next_batch(stop)? else {
+                self.save()?;
+                return Ok((Outcome::Stopped, None));
+            };
+            let step = self.trainer.step(x)?;
+            if !step.loss.is_finite() {
+                return Err(diverged(&step, &self.dir, self.out));
+            }
+            progress.advance(plan.batch as u64);
+
+            let done = self.trainer.steps_done();
+            let due = |every: u64| done.is_multiple_of(every) || done == plan.steps;
+            if due(plan.eval_every) {
+                let measured = measure(&self.trainer, self.input, plan)?;
+                held_out = Some(measured.held_out);
+                // Kept for the end alone: it shares the parameters, which are updated in place while nobody does.
+                last = Some(measured).filter(|_| done == plan.steps);
+            }
+            if due(plan.log_every) || due(plan.eval_every) {
+                let measured = held_out.filter(|_| due(plan.eval_every));
+                progress.note(&note(&step, held_out));
+                let epoch = self.batches.state().epoch;
+                self.log.metrics(&Line::new(&step, done, plan, epoch, measured))?;
+                let elapsed = self.seconds + self.clock.elapsed().as_secs_f64();
+                self.log.timing(&Timing::new(done, plan, elapsed))?;
+            }
+            if due(plan.eval_every) {
+                curves::draw(self.out)?;
+            }
+            if due(plan.checkpoint_every) {
+                self.save()?;
+            }
         }
-        if due(plan.log_every) || due(plan.eval_every) {
-            let measured = held_out.filter(|_| due(plan.eval_every));
-            progress.note(&note(&step, held_out));
-            log.metrics(&Line::new(&step, done, &plan, batches.state().epoch, measured))?;
-            let elapsed = seconds + clock.elapsed().as_secs_f64();
-            log.timing(&Timing::new(done, &plan, elapsed))?;
-        }
-        if due(plan.eval_every) {
-            curves::draw(out)?;
-        }
-        if due(plan.checkpoint_every) {
-            seconds += clock.elapsed().as_secs_f64();
-            clock = Instant::now();
-            dir.save(&trainer, batches.state(), seconds, &mut log)?;
-        }
+        Ok((Outcome::Finished, last))
     }
-    // A run that was killed behind its last checkpoint comes here without a step.
-    let measured = last.map_or_else(|| measure(&trainer, &acts, &plan), Ok)?;
-    let summary = finish(measured, &acts, &plan, out, seconds)?;
-    progress.finish();
-    Ok((Outcome::Finished, Some(summary)))
+
+    /// Writes a checkpoint.
+    fn save(&mut self) -> Result<()> {
+        self.seconds += self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
+        self.dir
+            .save(&self.trainer, self.batches.state(), self.seconds, &mut self.log)
+    }
 }
 
 /// The dictionary as it would be saved now, and its quality.
@@ -181,9 +273,9 @@ struct Measured {
     held_out: HeldOut,
 }
 
-fn measure(trainer: &Trainer, acts: &Activations, plan: &TrainPlan) -> Result<Measured> {
-    let (sae, calibration) = evaluate::inference(trainer.dictionary(), acts, plan)?;
-    let held_out = evaluate::held_out(&sae, acts, plan)?;
+fn measure(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<Measured> {
+    let (sae, calibration) = evaluate::inference(trainer.dictionary(), input, plan)?;
+    let held_out = evaluate::held_out(&sae, input, plan)?;
     Ok(Measured {
         sae,
         calibration,
@@ -192,13 +284,13 @@ fn measure(trainer: &Trainer, acts: &Activations, plan: &TrainPlan) -> Result<Me
 }
 
 /// Writes the dictionary with its card, and the summary last: it says that the run is finished.
-fn finish(measured: Measured, acts: &Activations, plan: &TrainPlan, out: &Path, seconds: f64) -> Result<RunSummary> {
+fn finish(measured: Measured, input: &Input, plan: &TrainPlan, out: &Path, seconds: f64) -> Result<RunSummary> {
     let Measured {
         sae,
         calibration,
         held_out,
     } = measured;
-    let origin = acts.origin();
+    let origin = input.origin();
     let card = DictionaryCard {
         version: DictionaryCard::VERSION,
         d_in: plan.d_in,

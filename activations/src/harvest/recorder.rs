@@ -74,6 +74,11 @@ impl Recorder {
         &self.hooks
     }
 
+    /// Whether positions of this token have rows.
+    pub(super) fn has_row(&self, token: u32) -> bool {
+        !self.skipped.contains(&token)
+    }
+
     /// Contexts that a batch should have.
     pub(super) fn batch(&self) -> usize {
         self.batch

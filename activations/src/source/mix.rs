@@ -56,6 +56,35 @@ pub struct MixState {
     pub draws: u64,
 }
 
+/// Anything that gives out rows in random order, epoch after epoch, and can be continued from its state.
+pub trait RowReader: Send {
+    /// Width of a row.
+    fn d_in(&self) -> usize;
+
+    /// Fills `out: [batch, d_in]` with the next rows, crossing from epoch to epoch as needed.
+    ///
+    /// # Errors
+    /// What reading or computing them gives. The state is then what it was before the call.
+    fn next_batch(&mut self, out: &mut [f32]) -> Result<()>;
+
+    /// Where the reader is.
+    fn state(&self) -> MixState;
+}
+
+impl RowReader for MixedReader {
+    fn d_in(&self) -> usize {
+        Self::d_in(self)
+    }
+
+    fn next_batch(&mut self, out: &mut [f32]) -> Result<()> {
+        Self::next_batch(self, out)
+    }
+
+    fn state(&self) -> MixState {
+        Self::state(self)
+    }
+}
+
 /// Gives out the rows of a range in random order, every row once an epoch, epoch after epoch.
 ///
 /// Reading blocks; the reader is `Send`, so that a thread can read ahead.

@@ -56,7 +56,7 @@ impl Order {
     pub fn chunks(&self, epoch: u64) -> Vec<u32> {
         let mut chunks: Vec<u32> = (0..self.n_chunks).collect();
         if self.n_windows > 1 {
-            chunks.shuffle(&mut self.generator(epoch, u64::MAX));
+            chunks.shuffle(&mut generator(self.seed, epoch, u64::MAX));
         }
         chunks
     }
@@ -72,22 +72,27 @@ impl Order {
 
     /// In which order the `n` rows of a window are given out, counted along its chunks.
     pub fn draws(&self, epoch: u64, window: u32, n: usize) -> Vec<u32> {
-        let mut draws: Vec<u32> = (0..n as u32).collect();
-        draws.shuffle(&mut self.generator(epoch, u64::from(window)));
-        draws
+        draws(self.seed, epoch, window, n)
     }
+}
 
-    /// A generator for one purpose: its seed is the four numbers themselves, so no two purposes share a stream.
-    fn generator(&self, epoch: u64, purpose: u64) -> ChaCha8Rng {
-        let mut seed = [0; 32];
-        for (bytes, number) in seed
-            .chunks_exact_mut(8)
-            .zip([self.seed, epoch, purpose, 0x6d69_7865_6472_6561])
-        {
-            bytes.copy_from_slice(&number.to_le_bytes());
-        }
-        ChaCha8Rng::from_seed(seed)
+/// A permutation of the `n` rows of a window.
+pub(crate) fn draws(seed: u64, epoch: u64, window: u32, n: usize) -> Vec<u32> {
+    let mut draws: Vec<u32> = (0..n as u32).collect();
+    draws.shuffle(&mut generator(seed, epoch, u64::from(window)));
+    draws
+}
+
+/// A generator for one purpose of an epoch: its seed is the four numbers themselves, so no two purposes share a stream.
+pub(crate) fn generator(seed: u64, epoch: u64, purpose: u64) -> ChaCha8Rng {
+    let mut bytes = [0; 32];
+    for (bytes, number) in bytes
+        .chunks_exact_mut(8)
+        .zip([seed, epoch, purpose, 0x6d69_7865_6472_6561])
+    {
+        bytes.copy_from_slice(&number.to_le_bytes());
     }
+    ChaCha8Rng::from_seed(bytes)
 }
 
 #[cfg(test)]

@@ -15,6 +15,18 @@ fn complete() -> RunConfig {
     RunConfig {
         data: DataConfig {
             acts: Some("acts".into()),
+            model: Some("model".into()),
+            text: Some(vec!["text".into()]),
+            tokens: Some(1),
+            context: Some(1),
+            format: Some(activations::corpus::Format::Txt),
+            field: Some("text".into()),
+            documents: Some(activations::corpus::Layout::Pack),
+            skip_bad: Some(true),
+            separator: Some("---".into()),
+            invalid_utf8: Some(activations::corpus::InvalidUtf8::Refuse),
+            keep_special: Some(true),
+            text_seed: Some(1),
             hook: Some("blocks.0.hook_resid_post".into()),
             acts_dtype: Some(activations::ActDtype::F16),
             held_out_rows: Some(1),

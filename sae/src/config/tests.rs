@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use super::*;
 
 fn set(pairs: &[(&str, &str)]) -> Result<RunConfig> {
@@ -34,7 +36,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     for (given, suggested) in [
         ("train.warmup_step", "train.warmup_steps"),
         ("train.learning_rate", "train.lr"),
-        ("data.xyzzy", "there are data.acts"),
+        ("data.xyzzy_plugh", "there are data.acts"),
         ("sae.dsae", "sae.d_sae"),
         ("sea.k", "sae.k"),
         ("train.k", "sae.k"),
@@ -70,6 +72,53 @@ fn a_value_of_another_type_names_its_key() {
         assert!(problem.starts_with(&format!("{key}: ")), "{problem}");
     }
     assert!(problem(&[("sae.method", "gated")]).contains("abs_topk"));
+}
+
+#[test]
+fn files_of_activations_and_a_model_over_a_text_exclude_each_other() {
+    let text = [
+        ("data.model", "m"),
+        ("data.text", "[\"a.txt\", \"b\"]"),
+        ("data.context", "64"),
+    ];
+    let config = set(&text).unwrap();
+    assert_eq!(config.data.text.as_ref().unwrap().len(), 2);
+    assert_eq!(RunConfig::from_toml(&config.to_toml().unwrap(), &[]).unwrap(), config);
+    for (more, names) in [
+        (
+            &[("data.acts", "acts"), ("data.model", "m"), ("data.text", "[\"t\"]")][..],
+            ["data.model", "data.acts"],
+        ),
+        (
+            &[("data.acts", "acts"), ("data.context", "64")],
+            ["data.context", "data.acts"],
+        ),
+        (
+            &[("data.acts", "acts"), ("data.text_seed", "1")],
+            ["data.text_seed", "data.acts"],
+        ),
+        (&[("data.text", "[\"t\"]")], ["data.model", "data.text"]),
+        (&[("data.model", "m")], ["data.text", "data.model"]),
+        (&[("data.field", "content")], ["data.field", "data.text"]),
+        (&[("data.model", "m"), ("data.text", "[]")], ["data.text", "no text"]),
+        (
+            &[
+                ("data.model", "m"),
+                ("data.text", "[\"t\"]"),
+                ("data.acts_dtype", "f16"),
+            ],
+            ["data.acts_dtype", "data.model"],
+        ),
+        (
+            &[("data.model", "m"), ("data.text", "[\"t\"]"), ("data.context", "0")],
+            ["data.context", "at least 1"],
+        ),
+        (&[("data.documents", "pact")], ["data.documents", "pack"]),
+    ] {
+        let problem = problem(more);
+        assert!(names.iter().all(|n| problem.contains(n)), "{problem}");
+    }
+    assert!(problem(&[("data.seperator", "x")]).contains("data.separator"));
 }
 
 #[test]

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use activations::source::Activations;
-
 use super::TrainPlan;
+use super::input::Input;
 use crate::dictionary::{Calibration, HeldOut, Sae};
 use crate::error::{Error, Result};
 use crate::metrics::{Firing, Quality};
@@ -13,12 +12,12 @@ use crate::metrics::{Firing, Quality};
 const ROWS: u64 = 4096;
 
 /// Shows the rows of `range`, raw activations, in pieces.
-fn visit(acts: &Activations, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+fn visit(input: &Input, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
     let mut x = Vec::new();
     for start in range.clone().step_by(ROWS as usize) {
         let end = (start + ROWS).min(range.end);
-        x.resize((end - start) as usize * acts.d_in(), 0.0);
-        acts.read_rows(start..end, &mut x)?;
+        x.resize((end - start) as usize * input.d_in(), 0.0);
+        input.read_held_out(start..end, &mut x)?;
         see(&x)?;
     }
     Ok(())
@@ -29,13 +28,13 @@ fn visit(acts: &Activations, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> R
 ///
 /// # Errors
 /// What reading and encoding give.
-pub fn inference(sae: Sae, acts: &Activations, plan: &TrainPlan) -> Result<(Sae, Option<Calibration>)> {
+pub fn inference(sae: Sae, input: &Input, plan: &TrainPlan) -> Result<(Sae, Option<Calibration>)> {
     let (form, target_l0) = plan.config.inference();
     let Range { start, end } = plan.held_out_rows;
     let middle = start + (end - start).div_ceil(2);
     let measured = if middle < end { middle..end } else { start..end };
-    sae.into_inference(form, target_l0, &|see| visit(acts, start..middle, see), &|see| {
-        visit(acts, measured.clone(), see)
+    sae.into_inference(form, target_l0, &|see| visit(input, start..middle, see), &|see| {
+        visit(input, measured.clone(), see)
     })
 }
 
@@ -43,9 +42,9 @@ pub fn inference(sae: Sae, acts: &Activations, plan: &TrainPlan) -> Result<(Sae,
 ///
 /// # Errors
 /// What reading gives; [`Error::Invalid`] when all held-out rows are equal, so that there is no variance to explain.
-pub fn held_out(sae: &Sae, acts: &Activations, plan: &TrainPlan) -> Result<HeldOut> {
+pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<HeldOut> {
     let (mut quality, mut firing) = (Quality::new(plan.d_in), Firing::new(plan.d_sae));
-    visit(acts, plan.held_out_rows.clone(), &mut |x| {
+    visit(input, plan.held_out_rows.clone(), &mut |x| {
         let code = sae.encode_rows(x)?;
         quality.add(x, &sae.decode_rows(&code)?);
         firing.add(code.batch(), &code.indices, &code.values);
@@ -54,7 +53,7 @@ pub fn held_out(sae: &Sae, acts: &Activations, plan: &TrainPlan) -> Result<HeldO
     let no_variance = || {
         Error::Invalid(format!(
             "{}: all held-out rows are equal, so that nothing can be measured on them",
-            acts.name()
+            input.name()
         ))
     };
     let of_some = |value: Option<f64>| value.ok_or_else(no_variance);

@@ -4,9 +4,9 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Instant;
 
-use activations::source::Activations;
 use burn::tensor::{Device, Tensor};
 
+use super::input::Input;
 use super::schedule::Schedule;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
@@ -37,9 +37,9 @@ pub struct TrainPlan {
     pub d_in: usize,
     /// Number of latents.
     pub d_sae: usize,
-    /// Rows to train on.
+    /// Rows to train on; of a text that a model reads meanwhile, their end is an estimate.
     pub train_rows: Range<u64>,
-    /// Rows to measure on.
+    /// Rows to measure on: the last ones of files, the first ones of a text.
     pub held_out_rows: Range<u64>,
     /// Tokens a step.
     pub batch: usize,
@@ -64,33 +64,19 @@ pub struct TrainPlan {
     pub disk_bytes: u64,
     /// Bytes of the copy of the activations in the run's directory; 0 where they are read in place.
     pub copy_bytes: u64,
+    /// Whether a model computes the activations meanwhile, so that how many rows it has to train on is known about.
+    pub streamed: bool,
     /// Seconds, if they were estimated: see [`plan`](super::plan()).
     pub seconds: Option<f64>,
     pub(super) schedule: Schedule,
 }
 
-/// Opens the activations that `config` names.
-pub(super) fn open(config: &RunConfig) -> Result<Activations> {
-    config.validate()?;
-    let Some(path) = &config.data.acts else {
-        return Err(Error::config(
-            "data.acts",
-            "is missing: name a store's directory, or a .npy, .safetensors, .parquet or dataset",
-        ));
-    };
-    Ok(Activations::open_as(
-        path,
-        config.data.hook.as_deref(),
-        config.data.acts_dtype,
-    )?)
-}
-
 impl TrainPlan {
     /// Fills in what `config` leaves open.
-    pub(super) fn new(config: &RunConfig, acts: &Activations) -> Result<Self> {
+    pub(super) fn new(config: &RunConfig, input: &Input) -> Result<Self> {
         let mut config = config.clone();
         config.fill_method();
-        let d_in = acts.d_in();
+        let d_in = input.d_in();
         let (sae, train, data) = (&mut config.sae, &mut config.train, &mut config.data);
         let d_sae = sae
             .d_sae
@@ -102,14 +88,16 @@ impl TrainPlan {
             ));
         }
         (sae.d_sae, sae.expansion) = (Some(d_sae), None);
-        data.hook = acts.origin().hook;
+        let origin = input.origin();
+        data.hook = origin.hook;
         let held_out = *data
             .held_out_rows
-            .get_or_insert((acts.n_rows() / 10).clamp(1, HELD_OUT_ROWS));
-        let split = acts.split(held_out)?;
+            .get_or_insert((input.n_rows() / 10).clamp(1, HELD_OUT_ROWS));
+        let split = input.split(held_out)?;
         let n_train = split.train.end - split.train.start;
 
         let batch = *train.batch.get_or_insert(default_batch(n_train));
+        input.require(split.held_out.end - split.held_out.start + batch as u64)?;
         let steps = match (train.steps, train.tokens) {
             (Some(steps), _) => steps,
             (None, Some(tokens)) => tokens.div_ceil(batch as u64),
@@ -126,8 +114,8 @@ impl TrainPlan {
             decay_steps: (steps as f64 * train.decay_share) as u64,
         };
         let mut plan = Self {
-            source: acts.name(),
-            fingerprint: acts.origin().fingerprint,
+            source: input.name(),
+            fingerprint: origin.fingerprint,
             d_in,
             d_sae,
             train_rows: split.train,
@@ -142,13 +130,14 @@ impl TrainPlan {
             mix_memory_bytes: data.mix_memory_mib.saturating_mul(1 << 20),
             memory_bytes: 0,
             disk_bytes: 0,
-            copy_bytes: acts.copy_bytes(),
+            copy_bytes: input.copy_bytes(),
+            streamed: matches!(input, Input::Streamed(..)),
             seconds: None,
             schedule,
             config,
         };
         plan.config.validate_method(Some(d_sae))?;
-        plan.estimate_sizes(acts)?;
+        plan.estimate_sizes(input)?;
         Ok(plan)
     }
 
@@ -188,20 +177,18 @@ impl TrainPlan {
         matrix.checked_mul(2)?.checked_add((self.d_in + self.d_sae) as u64)
     }
 
-    fn estimate_sizes(&mut self, acts: &Activations) -> Result<()> {
+    fn estimate_sizes(&mut self, input: &Input) -> Result<()> {
         let sizes = || {
             let parameters = self.parameters()?.checked_mul(4)?;
             let rows = (self.batch as u64).checked_mul(self.d_in as u64)?.checked_mul(4)?;
             let slots = self.active().saturating_add(self.aux_k) as u64;
             let codes = (self.batch as u64).checked_mul(slots)?.checked_mul(8)?;
-            let row_bytes = acts.dtype().row_bytes(self.d_in) as u64 + 16;
-            let data = acts.n_rows().checked_mul(row_bytes)?;
+            let held_out = self.held_out_rows.end - self.held_out_rows.start;
+            let data = input.memory_bytes(self.mix_memory_bytes, held_out)?;
             // Parameters, two moments, a gradient; about eight arrays of a batch's rows between reading and the
             // gradient of the reconstruction; codes with their gradients.
             let memory = parameters.checked_mul(4)?.checked_add(rows.checked_mul(8)?)?;
-            let memory = memory
-                .checked_add(codes.checked_mul(3)?)?
-                .checked_add(self.mix_memory_bytes.min(data))?;
+            let memory = memory.checked_add(codes.checked_mul(3)?)?.checked_add(data)?;
             // A checkpoint holds parameters and moments.
             Some((memory, parameters.checked_mul(7)?.checked_add(self.copy_bytes)?))
         };
@@ -211,7 +198,7 @@ impl TrainPlan {
     }
 
     /// Adds an estimate of the time, from the rate of a product like the encoder's on the device.
-    pub(super) fn with_time(mut self) -> Result<Self> {
+    pub(super) fn with_time(mut self, input: &Input) -> Result<Self> {
         let device = self.device()?;
         let (rows, latents) = (self.batch.min(512), self.d_sae.min(4096));
         let x = Tensor::<2>::ones([rows, self.d_in], &device);
@@ -238,7 +225,7 @@ impl TrainPlan {
         let held_out = (self.held_out_rows.end - self.held_out_rows.start) as f64;
         let measurement = held_out * per_token / rate;
         let measurements = self.steps.div_ceil(self.eval_every) as f64;
-        self.seconds = Some(step * self.steps as f64 + measurement * measurements);
+        self.seconds = Some(step * self.steps as f64 + measurement * measurements + input.seconds(self.tokens()));
         Ok(self)
     }
 }
@@ -262,10 +249,11 @@ impl fmt::Display for TrainPlan {
         )?;
         writeln!(
             f,
-            "{} steps of {} tokens, {:.1} passes over {train} rows; {held_out} rows are held out",
+            "{} steps of {} tokens, {:.1} passes over {}{train} rows; {held_out} rows are held out",
             self.steps,
             self.batch,
-            self.tokens() as f64 / train as f64
+            self.tokens() as f64 / train as f64,
+            if self.streamed { "about " } else { "" }
         )?;
         writeln!(f, "a latent is dead after {} silent tokens", self.dead_after_tokens)?;
         if self.copy_bytes > 0 {

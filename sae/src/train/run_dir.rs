@@ -82,7 +82,14 @@ impl RunDir {
     fn compare(&mut self, plan: &TrainPlan) -> Result<()> {
         let mut before = RunConfig::load(Some(&self.path.join(RUN_TOML)), &[])?;
         // Data may have moved; whether it is the same, its fingerprint says.
-        before.data.acts.clone_from(&plan.config.data.acts);
+        let (was, is) = (&mut before.data, &plan.config.data);
+        if was.acts.is_some() && is.acts.is_some() {
+            was.acts.clone_from(&is.acts);
+        }
+        if was.model.is_some() && is.model.is_some() {
+            was.model.clone_from(&is.model);
+            was.text.clone_from(&is.text);
+        }
         let differences = plan.config.differences(&before)?;
         if !differences.is_empty() {
             return Err(Error::bad_file(

@@ -13,7 +13,7 @@ use crate::config::BDecInit;
 use crate::error::{Error, Result};
 
 /// Rows of the sample; all of them where there are fewer.
-const SAMPLE_ROWS: u64 = 16_384;
+pub const SAMPLE_ROWS: u64 = 16_384;
 /// Rows of it that follow each other.
 const BLOCK: u64 = 32;
 /// Steps of Weiszfeld's iteration: it converges linearly, and where training starts need not be exact.
@@ -31,15 +31,13 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Measures blocks of rows spread evenly over `rows`.
+    /// Measures `sample: [n, d_in]`, of the data called `name`.
     ///
     /// # Errors
-    /// What reading gives; [`Error::Invalid`] when all rows are equal: there is nothing to learn.
-    pub fn measure(acts: &Activations, rows: Range<u64>, init: BDecInit) -> Result<Self> {
-        let sample = sample(acts, rows)?;
-        let d_in = acts.d_in();
+    /// [`Error::Invalid`] when all rows are equal: there is nothing to learn.
+    pub fn measure(sample: &[f32], d_in: usize, name: &str, init: BDecInit) -> Result<Self> {
         let n = (sample.len() / d_in) as f64;
-        let mean = mean(&sample, d_in);
+        let mean = mean(sample, d_in);
         let square: f64 = sample.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n;
         let variance: f64 = sample
             .chunks_exact(d_in)
@@ -48,13 +46,12 @@ impl Statistics {
             / n;
         if variance <= 0.0 {
             return Err(Error::Invalid(format!(
-                "{}: all rows of a sample of {n} are equal: there is nothing to learn from them",
-                acts.name()
+                "{name}: all rows of a sample of {n} are equal: there is nothing to learn from them"
             )));
         }
         let middle = match init {
             BDecInit::Mean => mean,
-            BDecInit::GeometricMedian => geometric_median(&sample, mean),
+            BDecInit::GeometricMedian => geometric_median(sample, mean),
         };
         let scale = (d_in as f64 / square).sqrt();
         Ok(Self {
@@ -66,7 +63,10 @@ impl Statistics {
 }
 
 /// Blocks of rows spread evenly over `rows`, `[n, d_in]`.
-fn sample(acts: &Activations, rows: Range<u64>) -> Result<Vec<f32>> {
+///
+/// # Errors
+/// What reading gives.
+pub fn sample(acts: &Activations, rows: Range<u64>) -> Result<Vec<f32>> {
     let n = rows.end - rows.start;
     let d_in = acts.d_in();
     if n <= SAMPLE_ROWS {

@@ -1,7 +1,7 @@
 #[path = "../../tests/support/npy.rs"]
 mod support;
 
-use activations::source::Activations;
+use activations::source::{Activations, MixOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -254,7 +254,7 @@ fn steps_keep_the_decoders_rows_at_length_one() {
 }
 
 /// A plan for `rows` with the last 40 held out.
-fn plan_of(path: &std::path::Path) -> (TrainPlan, Activations) {
+fn plan_of(path: &std::path::Path) -> (TrainPlan, Input) {
     let sets = [
         ("sae.d_sae", "9"),
         ("sae.k", "2"),
@@ -264,8 +264,15 @@ fn plan_of(path: &std::path::Path) -> (TrainPlan, Activations) {
     let sets: Vec<_> = sets.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
     let mut config = RunConfig::from_toml("", &sets).unwrap();
     config.data.acts = Some(path.to_owned());
-    let acts = plan::open(&config).unwrap();
-    (TrainPlan::new(&config, &acts).unwrap(), acts)
+    let input = Input::open(&config, &Silent).unwrap();
+    (TrainPlan::new(&config, &input).unwrap(), input)
+}
+
+/// A trainer at the beginning of `plan` on the array at `path`.
+fn started(plan: &TrainPlan, path: &std::path::Path) -> Trainer {
+    let acts = Activations::open(path, None).unwrap();
+    let sample = start::sample(&acts, plan.train_rows.clone()).unwrap();
+    Trainer::start(plan, &sample, &Device::flex()).unwrap()
 }
 
 #[test]
@@ -273,7 +280,7 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
     let dir = tempfile::tempdir().unwrap();
     // A large mean must cost no digits.
     let rows: Vec<f32> = uniform(200 * D_IN, 3).iter().map(|v| v + 100.0).collect();
-    let (plan, acts) = plan_of(&npy(&dir.path().join("acts.npy"), &rows, D_IN));
+    let (plan, input) = plan_of(&npy(&dir.path().join("acts.npy"), &rows, D_IN));
     assert_eq!(plan.held_out_rows, 160..200);
     let device = Device::flex();
     let mean: Vec<f32> = (0..D_IN)
@@ -295,7 +302,7 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
         threshold: None,
         sparsifier: Sparsifier::top_k(2),
     };
-    let measured = evaluate::held_out(&sae, &acts, &plan).unwrap();
+    let measured = evaluate::held_out(&sae, &input, &plan).unwrap();
     assert!((measured.fvu - 1.0).abs() < 1e-5, "{}", measured.fvu);
     assert_eq!((measured.rows, measured.l0, measured.dead_share), (40, 0.0, 1.0));
 }
@@ -304,8 +311,9 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
 fn a_run_starts_from_unit_rows_tied_weights_and_inputs_of_mean_square_d_in() {
     let dir = tempfile::tempdir().unwrap();
     let rows: Vec<f32> = uniform(200 * D_IN, 3).iter().map(|v| 40.0 * v + 7.0).collect();
-    let (plan, acts) = plan_of(&npy(&dir.path().join("acts.npy"), &rows, D_IN));
-    let trainer = Trainer::start(&plan, &acts, &Device::flex()).unwrap();
+    let path = npy(&dir.path().join("acts.npy"), &rows, D_IN);
+    let (plan, _) = plan_of(&path);
+    let trainer = started(&plan, &path);
     let (w_enc, w_dec) = (f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec));
     assert_eq!(w_enc, w_dec);
     assert!(
@@ -359,9 +367,8 @@ fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
         let sets: Vec<_> = sets.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         let mut config = RunConfig::from_toml("", &sets).unwrap();
         config.data.acts = Some(path.clone());
-        let acts = plan::open(&config).unwrap();
-        let plan = TrainPlan::new(&config, &acts).unwrap();
-        let mut trainer = Trainer::start(&plan, &acts, &Device::flex()).unwrap();
+        let plan = TrainPlan::new(&config, &Input::open(&config, &Silent).unwrap()).unwrap();
+        let mut trainer = started(&plan, &path);
         // All but ten latents read next to nothing: they have been dead for long, and are too few to explain the data.
         let mut w_enc: Vec<f32> = f64s(&trainer.sae.w_enc).iter().map(|&v| v as f32).collect();
         w_enc[10 * 12..].iter_mut().for_each(|v| *v *= 1e-3);
@@ -370,7 +377,8 @@ fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
         let silent = (0..40).map(|i| if i < 10 { 0 } else { 10_000 }).collect();
         trainer.silence = Silence::from_tokens(silent, plan.dead_after_tokens);
         assert_eq!(trainer.silence.dead().len(), 30);
-        let mut reader = acts
+        let mut reader = Activations::open(&path, None)
+            .unwrap()
             .mixed(
                 plan.train_rows.clone(),
                 &MixOptions {

@@ -1,6 +1,5 @@
 //! What the loop carries from step to step, and what a step does.
 
-use activations::source::Activations;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::TrainPlan;
@@ -74,13 +73,13 @@ pub struct Gradients {
 
 impl Trainer {
     /// The state before the first step: a random decoder with unit rows, the encoder its transpose, `b_dec` the middle
-    /// of the data.
+    /// of `sample: [n, d_in]`.
     ///
     /// # Errors
-    /// What reading a first sample gives.
-    pub fn start(plan: &TrainPlan, acts: &Activations, device: &Device) -> Result<Self> {
+    /// When there is nothing to learn from the sample.
+    pub fn start(plan: &TrainPlan, sample: &[f32], device: &Device) -> Result<Self> {
         let config = &plan.config.train;
-        let statistics = Statistics::measure(acts, plan.train_rows.clone(), config.b_dec_init)?;
+        let statistics = Statistics::measure(sample, plan.d_in, &plan.source, config.b_dec_init)?;
         let (d_in, d_sae) = (plan.d_in, plan.d_sae);
         let directions = random_directions(d_sae, d_in, config.seed);
         // Two buffers: each is updated in place.

@@ -1,0 +1,198 @@
+//! `[data]`: which activations. They lie somewhere (`acts`), or a model computes them from a text (`model`, `text`) while
+//! it is trained on them; the keys of one way beside those of the other are a mistake.
+
+use std::path::PathBuf;
+
+use activations::ActDtype;
+use activations::corpus::{Format, InvalidUtf8, Layout, Reading};
+use activations::harvest::HarvestOptions;
+use activations::hub::ModelDir;
+use serde::{Deserialize, Serialize};
+
+use super::RunConfig;
+use crate::error::{Error, Result};
+
+/// `[data]`: which activations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// A store's directory, or other programs' activations: `.npy`, `.safetensors`, Parquet, a Hugging Face dataset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acts: Option<PathBuf>,
+    /// Instead of `acts`, a model that reads `text`: a directory, or a hub id `org/name[@revision]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Text files, directories of them, patterns such as `books/*.txt`, or `-`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<Vec<PathBuf>>,
+    /// The hook to train on, or the tensor or column; needed when there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
+    /// Number format of a column of bytes whose file does not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acts_dtype: Option<ActDtype>,
+    /// The most tokens of the text, special tokens included, that are read; those after are as if they were not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Tokens of a context. Default: the model's longest, at most 1,024.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<usize>,
+    /// What the text's files are. Default: what their names say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// The field or column that is the text. Default: `text`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// How documents become contexts. Default: packed, and split for encoders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub documents: Option<Layout>,
+    /// Whether bad records of the text are left out. Default: they are an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_bad: Option<bool>,
+    /// A line that separates documents within a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// What to do about bytes of the text that are not UTF-8. Default: refuse them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub invalid_utf8: Option<InvalidUtf8>,
+    /// Whether BOS and EOS are trained on, too. Default: they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_special: Option<bool>,
+    /// Of the order of the text's documents. Default: `train.seed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_seed: Option<u64>,
+    /// Rows that training never sees: the last ones of `acts`, the first ones of a text in its seeded order. Default: a
+    /// tenth, at most 16,384.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_rows: Option<u64>,
+    /// Memory of the pool that mixes rows, in MiB. More mixes better.
+    pub mix_memory_mib: u64,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            acts: None,
+            model: None,
+            text: None,
+            hook: None,
+            acts_dtype: None,
+            tokens: None,
+            context: None,
+            format: None,
+            field: None,
+            documents: None,
+            skip_bad: None,
+            separator: None,
+            invalid_utf8: None,
+            keep_special: None,
+            text_seed: None,
+            held_out_rows: None,
+            mix_memory_mib: 1024,
+        }
+    }
+}
+
+impl DataConfig {
+    /// Checks every value that can be checked without the data.
+    pub(super) fn validate(&self) -> Result<()> {
+        let at_least_one = [
+            ("data.mix_memory_mib", Some(self.mix_memory_mib)),
+            ("data.held_out_rows", self.held_out_rows),
+            ("data.tokens", self.tokens),
+            ("data.context", self.context.map(|n| n as u64)),
+        ];
+        for (key, value) in at_least_one {
+            if value == Some(0) {
+                return Err(Error::config(key, "is 0, expected at least 1"));
+            }
+        }
+        self.validate_source()
+    }
+
+    /// Refuses keys of both ways, and half of one.
+    fn validate_source(&self) -> Result<()> {
+        let of_text = self.keys_of_text();
+        if self.acts.is_some() {
+            return match of_text.first() {
+                None => Ok(()),
+                Some(key) => Err(Error::config(
+                    *key,
+                    "is given beside data.acts: train on activations that are there (data.acts), or on those of a model \
+                     over a text (data.model and data.text)",
+                )),
+            };
+        }
+        match (&self.model, &self.text) {
+            (None, None) => match of_text.first() {
+                None => Ok(()),
+                Some(key) => Err(Error::config(*key, "is about a text, but there is no data.text")),
+            },
+            (None, Some(_)) => Err(Error::config(
+                "data.model",
+                "is missing: data.text needs a model that reads it, a directory or a hub id",
+            )),
+            (Some(_), None) => Err(Error::config(
+                "data.text",
+                "is missing: data.model needs a text to read",
+            )),
+            (Some(_), Some(text)) if text.is_empty() => Err(Error::config("data.text", "names no text")),
+            (Some(_), Some(_)) if self.acts_dtype.is_some() => Err(Error::config(
+                "data.acts_dtype",
+                "is given beside data.model: it is about files of data.acts",
+            )),
+            (Some(_), Some(_)) => Ok(()),
+        }
+    }
+
+    /// The keys about model and text that are given.
+    fn keys_of_text(&self) -> Vec<&'static str> {
+        let keys = [
+            ("data.model", self.model.is_some()),
+            ("data.text", self.text.is_some()),
+            ("data.tokens", self.tokens.is_some()),
+            ("data.context", self.context.is_some()),
+            ("data.format", self.format.is_some()),
+            ("data.field", self.field.is_some()),
+            ("data.documents", self.documents.is_some()),
+            ("data.skip_bad", self.skip_bad.is_some()),
+            ("data.separator", self.separator.is_some()),
+            ("data.invalid_utf8", self.invalid_utf8.is_some()),
+            ("data.keep_special", self.keep_special.is_some()),
+            ("data.text_seed", self.text_seed.is_some()),
+        ];
+        keys.into_iter()
+            .filter(|&(_, given)| given)
+            .map(|(key, _)| key)
+            .collect()
+    }
+}
+
+impl RunConfig {
+    /// The text as `model` reads it, its documents in a seeded order.
+    pub(crate) fn harvest_options(&self, model: &ModelDir) -> Result<HarvestOptions> {
+        let data = &self.data;
+        let default = Reading::default();
+        Ok(HarvestOptions {
+            model_name: Some(model.name.clone()),
+            tokens: data.tokens,
+            context: data.context,
+            reading: Reading {
+                format: data.format,
+                field: data.field.clone().unwrap_or(default.field),
+                skip_bad: data.skip_bad.unwrap_or(default.skip_bad),
+                invalid_utf8: data.invalid_utf8.unwrap_or(default.invalid_utf8),
+                separator: data.separator.clone(),
+                seed: Some(data.text_seed.unwrap_or(self.train.seed)),
+            },
+            layout: data.documents,
+            keep_special: data.keep_special.unwrap_or(false),
+            device: self.train.device.parse()?,
+            ..HarvestOptions::new(
+                &model.path,
+                data.text.clone().unwrap_or_default(),
+                data.hook.clone().unwrap_or_default(),
+            )
+        })
+    }
+}

@@ -18,7 +18,7 @@ mod stream;
 use std::path::PathBuf;
 use std::time::Instant;
 
-pub use self::mixed::{HeldOut, RowStream, StreamOptions, StreamReader};
+pub use self::mixed::{HeldOut, RowStream, StreamNeeds, StreamOptions, StreamReader};
 use self::recorder::Recorder;
 pub use self::run::{HarvestReport, run};
 pub use self::stream::ContextStream;

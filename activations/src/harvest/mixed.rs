@@ -213,11 +213,6 @@ impl RowStream {
         self.estimate.rows
     }
 
-    /// What a pass over all of the text takes, about.
-    pub fn estimate(&self) -> &Estimate {
-        &self.estimate
-    }
-
     /// Model, hook and text. The fingerprint changes when one of them does.
     pub fn origin(&self) -> Origin {
         self.origin.clone()
@@ -305,6 +300,27 @@ impl RowStream {
         Ok(Some(held))
     }
 
+    /// What reading takes besides the held-out rows, about.
+    ///
+    /// # Errors
+    /// As [`mixed`](Self::mixed).
+    pub fn needs(&self, options: &StreamOptions) -> Result<StreamNeeds> {
+        let plan = self.plan(options)?;
+        let pass = &self.estimate;
+        let kept = pass.rows <= plan.sizes.pool_rows && pass.rows < options.rows;
+        let (rows, in_pool) = match kept {
+            true => (pass.rows, pass.rows),
+            false => (options.rows, plan.most_rows(false)),
+        };
+        let values = 4 * self.d_in as u64;
+        let in_flight = IN_FLIGHT * plan.group as u64 * plan.unit_rows * values;
+        let waiting = plan.sizes.waiting_bytes.min(4 * pass.tokens);
+        Ok(StreamNeeds {
+            memory_bytes: pass.memory_bytes + waiting + in_pool * (values + ROW_OVERHEAD) + in_flight,
+            seconds: rows as f64 * pass.tokens as f64 / pass.rows.max(1) as f64 / pass.tokens_per_second,
+        })
+    }
+
     /// A reader that gives out all rows but those of the first `held_out_contexts` contexts, in random order. `from` is
     /// where an earlier reader of the same stream with the same options was, and how many rows it had given out.
     ///
@@ -316,10 +332,15 @@ impl RowStream {
         options: &StreamOptions,
         from: Option<(MixState, u64)>,
     ) -> Result<StreamReader> {
+        let plan = self.plan(options)?;
+        Ok(StreamReader::new(Arc::new(self.rows(held_out_contexts)), plan, from))
+    }
+
+    fn plan(&self, options: &StreamOptions) -> Result<MixPlan> {
         let context = self.corpus.options().context as u64;
         let unit = (self.recorder.unit(), self.recorder.unit() as u64 * context);
         let most = (self.recorder.batch() / self.recorder.unit()).max(1);
-        let plan = MixPlan::new(self.d_in, unit, most, options).map_err(|least| {
+        MixPlan::new(self.d_in, unit, most, options).map_err(|least| {
             Error::Invalid(format!(
                 "{}: rows of {} values cannot be mixed in {} MiB of memory; data.mix_memory_mib must be at least {}",
                 self.name(),
@@ -327,9 +348,17 @@ impl RowStream {
                 options.memory_bytes >> 20,
                 least.div_ceil(1 << 20)
             ))
-        })?;
-        Ok(StreamReader::new(Arc::new(self.rows(held_out_contexts)), plan, from))
+        })
     }
+}
+
+/// What reading a stream takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StreamNeeds {
+    /// Bytes of memory, the model's included.
+    pub memory_bytes: u64,
+    /// Seconds that the model computes, alone on the machine.
+    pub seconds: f64,
 }
 
 /// How much of everything there is.

@@ -108,31 +108,27 @@ impl Input {
         }
     }
 
-    /// Bytes of memory beside the trainer's, about, where rows are mixed in `pool_bytes`.
-    pub fn memory_bytes(&self, pool_bytes: u64, held_out_rows: u64) -> Option<u64> {
+    /// Bytes of memory beside the trainer's, about; `None` where they are more than can be counted.
+    pub fn memory_bytes(&self, plan: &TrainPlan) -> Result<Option<u64>> {
         match self {
             Self::Stored(acts) => {
                 let row_bytes = acts.dtype().row_bytes(acts.d_in()) as u64 + 16;
-                Some(pool_bytes.min(acts.n_rows().checked_mul(row_bytes)?))
+                let all = acts.n_rows().checked_mul(row_bytes);
+                Ok(all.map(|all| all.min(plan.mix_memory_bytes)))
             }
             Self::Streamed(rows, _) => {
-                let held_out = held_out_rows.checked_mul(4 * rows.d_in() as u64)?;
-                pool_bytes
-                    .checked_add(held_out)?
-                    .checked_add(rows.estimate().memory_bytes)
+                let held_out = plan.held_out_rows.end.checked_mul(4 * rows.d_in() as u64);
+                let reading = rows.needs(&stream_options(plan))?.memory_bytes;
+                Ok(held_out.and_then(|held_out| held_out.checked_add(reading)))
             }
         }
     }
 
-    /// Seconds that the model takes for a run of `rows` rows, about: it shares the processor with the trainer.
-    pub fn seconds(&self, rows: u64) -> f64 {
+    /// Seconds that computing rows takes, about: the model shares the processor with the trainer.
+    pub fn seconds(&self, plan: &TrainPlan) -> Result<f64> {
         match self {
-            Self::Stored(_) => 0.0,
-            Self::Streamed(stream, _) => {
-                let pass = stream.estimate();
-                let tokens_a_row = pass.tokens as f64 / (pass.rows.max(1)) as f64;
-                rows as f64 * tokens_a_row / pass.tokens_per_second
-            }
+            Self::Stored(_) => Ok(0.0),
+            Self::Streamed(rows, _) => Ok(rows.needs(&stream_options(plan))?.seconds),
         }
     }
 
@@ -157,24 +153,19 @@ impl Input {
     /// All rows but the held-out ones in random order, from the beginning or from where an earlier reader was behind so
     /// many rows.
     pub fn reader(&self, plan: &TrainPlan, from: Option<(MixState, u64)>) -> Result<Box<dyn RowReader>> {
-        let (seed, memory_bytes) = (plan.config.train.seed, plan.mix_memory_bytes);
         match self {
             Self::Stored(acts) => {
-                let mut reader = acts.mixed(plan.train_rows.clone(), &MixOptions { seed, memory_bytes })?;
+                let options = MixOptions {
+                    seed: plan.config.train.seed,
+                    memory_bytes: plan.mix_memory_bytes,
+                };
+                let mut reader = acts.mixed(plan.train_rows.clone(), &options)?;
                 if let Some((state, _)) = from {
                     reader.restore(state)?;
                 }
                 Ok(Box::new(reader))
             }
-            Self::Streamed(rows, held) => {
-                let options = StreamOptions {
-                    seed,
-                    memory_bytes,
-                    batch: plan.batch,
-                    rows: plan.tokens(),
-                };
-                Ok(Box::new(rows.mixed(held.contexts, &options, from)?))
-            }
+            Self::Streamed(rows, held) => Ok(Box::new(rows.mixed(held.contexts, &stream_options(plan), from)?)),
         }
     }
 
@@ -203,5 +194,15 @@ impl Input {
                 Ok(())
             }
         }
+    }
+}
+
+/// How a stream is mixed.
+fn stream_options(plan: &TrainPlan) -> StreamOptions {
+    StreamOptions {
+        seed: plan.config.train.seed,
+        memory_bytes: plan.mix_memory_bytes,
+        batch: plan.batch,
+        rows: plan.tokens(),
     }
 }

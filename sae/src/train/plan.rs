@@ -178,17 +178,16 @@ impl TrainPlan {
     }
 
     fn estimate_sizes(&mut self, input: &Input) -> Result<()> {
+        let reading = input.memory_bytes(self)?;
         let sizes = || {
             let parameters = self.parameters()?.checked_mul(4)?;
             let rows = (self.batch as u64).checked_mul(self.d_in as u64)?.checked_mul(4)?;
             let slots = self.active().saturating_add(self.aux_k) as u64;
             let codes = (self.batch as u64).checked_mul(slots)?.checked_mul(8)?;
-            let held_out = self.held_out_rows.end - self.held_out_rows.start;
-            let data = input.memory_bytes(self.mix_memory_bytes, held_out)?;
             // Parameters, two moments, a gradient; about eight arrays of a batch's rows between reading and the
             // gradient of the reconstruction; codes with their gradients.
             let memory = parameters.checked_mul(4)?.checked_add(rows.checked_mul(8)?)?;
-            let memory = memory.checked_add(codes.checked_mul(3)?)?.checked_add(data)?;
+            let memory = memory.checked_add(codes.checked_mul(3)?)?.checked_add(reading?)?;
             // A checkpoint holds parameters and moments.
             Some((memory, parameters.checked_mul(7)?.checked_add(self.copy_bytes)?))
         };
@@ -225,7 +224,7 @@ impl TrainPlan {
         let held_out = (self.held_out_rows.end - self.held_out_rows.start) as f64;
         let measurement = held_out * per_token / rate;
         let measurements = self.steps.div_ceil(self.eval_every) as f64;
-        self.seconds = Some(step * self.steps as f64 + measurement * measurements + input.seconds(self.tokens()));
+        self.seconds = Some(step * self.steps as f64 + measurement * measurements + input.seconds(&self)?);
         Ok(self)
     }
 }

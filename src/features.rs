@@ -18,7 +18,7 @@ use sae::index::{BuildOptions, IndexManifest, Naming, build, estimate};
 use crate::bars::{Bars, count, grouped};
 use crate::harvest::Text;
 use crate::say;
-use crate::{interrupt, limits};
+use crate::{interrupt, limits, remote};
 
 /// Build the feature index of a dictionary
 #[derive(clap::Args)]
@@ -34,8 +34,9 @@ pub struct Args {
     /// A run's directory, or one with a dictionary.json
     #[arg(long, value_name = "DIR")]
     sae: PathBuf,
-    /// A store made by `sae harvest`
-    #[arg(long, value_name = "DIR", required_unless_present = "text")]
+    /// A store made by `sae harvest`: a directory, or a URL such as s3://bucket/acts, which is fetched beside --out and
+    /// removed afterwards
+    #[arg(long, value_name = "DIR|URL", required_unless_present = "text")]
     acts: Option<PathBuf>,
     /// A model's directory or hub id; beside --acts it gives the features' logits
     #[arg(long, value_name = "DIR|ID")]
@@ -78,12 +79,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("--acts and --text: an index is built from one of them");
     }
     let progress = Bars::default();
-    let model = args
-        .model
-        .as_deref()
-        .map(|model| Hub::from_env().find(model, &progress));
+    let hub = Hub::from_env();
+    let model = args.model.as_deref().map(|model| hub.find(model, &progress));
     let model = model.transpose()?;
-    let source = match (&args.acts, &model) {
+    let stop = interrupt::listen()?;
+    let again = "the same command: nothing half-made was left";
+    let copy = fetched(&args.out);
+    let acts = match &args.acts {
+        Some(acts) => match remote::local(acts, &copy, &progress, &stop)? {
+            Some(local) => Some(local),
+            None => return Ok(interrupt::exit_code(Outcome::Stopped, again)),
+        },
+        None => None,
+    };
+    let source = match (&acts, &model) {
         (Some(acts), model) => Source::Store {
             acts,
             model: model.as_ref().map(|model| model.path.as_path()),
@@ -94,8 +103,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         },
         (None, None) => bail!("--text needs --model: which model should read it?"),
     };
-    let stop = interrupt::listen()?;
     let (outcome, manifest) = features(&args.sae, source, &args.out, &options, args.device, &progress, &stop)?;
+    if outcome == Outcome::Finished && acts.is_some_and(|acts| acts == copy) {
+        std::fs::remove_dir_all(&copy).with_context(|| format!("removing {}", copy.display()))?;
+    }
     if let Some(manifest) = manifest {
         if args.json {
             say!("{}", serde_json::to_string_pretty(&manifest)?);
@@ -103,10 +114,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             print_manifest(&manifest, &args.out);
         }
     }
-    Ok(interrupt::exit_code(
-        outcome,
-        "the same command: nothing half-made was left",
-    ))
+    Ok(interrupt::exit_code(outcome, again))
+}
+
+/// Beside an index, the copy of a store that is not on this machine; it is removed once the index is there.
+fn fetched(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".acts");
+    out.with_file_name(name)
 }
 
 /// Where the activations come from.
@@ -148,7 +163,7 @@ pub fn features(
     let hook_wanted = card.hook.clone();
     let mut input = match source {
         Source::Store { acts, model } => from_store(acts, model, hook_wanted.as_deref(), device)?,
-        Source::Text { model, text } => from_text(model, text, hook_wanted.as_deref(), device)?,
+        Source::Text { model, text } => from_text(model, text, hook_wanted.as_deref(), device, progress)?,
     };
     let d_vocab = input.unembedding.as_ref().map_or(0, |u| u.len() / sae.d_in().max(1));
     let needs = estimate(
@@ -241,12 +256,19 @@ fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: D
     })
 }
 
-fn from_text(model: &ModelDir, text: &Text, wanted: Option<&str>, device: Device) -> anyhow::Result<Input> {
+fn from_text(
+    model: &ModelDir,
+    text: &Text,
+    wanted: Option<&str>,
+    device: Device,
+    progress: &dyn Progress,
+) -> anyhow::Result<Input> {
     let hook = wanted.context("the dictionary does not say which hook it belongs to: build its index from --acts")?;
-    let options = HarvestOptions {
+    let mut options = HarvestOptions {
         device,
         ..text.options(model, vec![hook.to_owned()])
     };
+    options.fetch_texts(&Hub::from_env(), progress)?;
     let plan = activations::harvest::plan(&options)?;
     let (tokens, seconds) = (plan.estimate().tokens, plan.estimate().seconds());
     let [d_in] = plan.widths()[..] else {

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use activations::corpus::{Format, InvalidUtf8, Layout, Reading};
-use activations::harvest::{self, HarvestOptions, HarvestReport};
+use activations::harvest::{self, HarvestOptions, HarvestPlan, HarvestReport};
 use activations::hub::{Hub, ModelDir};
+use activations::objects::{Place, staging_root};
 use activations::store::Part;
 use activations::{ActDtype, Device, Outcome, Progress, Stop};
 use anyhow::Context;
@@ -25,9 +26,11 @@ Examples:
   zcat dump.gz | sae harvest --model DIR --text - --format jsonl --documents truncate --context 256 --seed 1 --hook … --out acts/
   sae harvest … --out acts/ --shard 2/5   # the second of five processes, on any machines, that fill one directory
   sae harvest --model EleutherAI/pythia-70m --text books/ --hook 'blocks.*.hook_resid_post' --out acts/
+  sae harvest --model DIR --text 'hf://datasets/roneneldan/TinyStories/data/train-*' --hook blocks.3.hook_resid_post --out acts/
+  sae harvest --model DIR --text 's3://corpora/crawl/*.jsonl.zst' --hook blocks.3.hook_resid_post --out s3://lab/acts
   sae harvest … --out acts/ --resume      # after Ctrl-C, a crash or kill -9: the same bytes as if never stopped
 
-Texts are .txt, .jsonl, .json and .csv, plain, .gz or .zst, and .parquet: docs/texts.md. Hooks have TransformerLens'
+Texts are .txt, .jsonl, .json and .csv, plain, .gz or .zst, and .parquet: docs/texts.md; object stores: docs/object-stores.md. Hooks have TransformerLens'
 names; a wrong one is answered with those that the model has. BOS and EOS get no rows (BOS is an attention sink) unless
 --keep-special. Three lines of Python read the store: activations/STORE.md.")]
 pub struct Args {
@@ -39,8 +42,8 @@ pub struct Args {
     /// Where in the model, such as blocks.3.hook_resid_post (repeatable: one pass records all)
     #[arg(long = "hook", value_name = "HOOK", required = true)]
     hooks: Vec<String>,
-    /// Directory of the store; must be new or empty, unless --resume
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the store, or a prefix in an object store (s3://bucket/acts); must be new or empty, unless --resume
+    #[arg(long, value_name = "DIR|URL")]
     out: PathBuf,
     /// Number format of the store: f16, bf16, f32, or int8 with a scale a row (half of f16; see activations/STORE.md)
     #[arg(long, value_name = "DTYPE", default_value = "f16")]
@@ -72,7 +75,8 @@ pub struct Args {
 /// Which text, and how it is cut: shared by `harvest`, `train` and `features`.
 #[derive(clap::Args, Clone, Default)]
 pub struct Text {
-    /// Text files, directories of them, patterns such as 'books/*.txt' in quotes, or - for the standard input
+    /// Text files, directories of them, patterns such as 'books/*.txt' in quotes, the same in an object store (s3://, gs://,
+    /// az://), a data set of the hub (hf://datasets/org/name[@revision][/path]), or - for the standard input
     #[arg(id = "text", long, value_name = "PATH", num_args = 1..)]
     paths: Vec<PathBuf>,
     /// Stop after so many tokens: 250000, 250k, 1.5M (default: all of the text)
@@ -254,7 +258,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         anyhow::bail!("no text: name files or directories with --text");
     }
     let progress = Bars::default();
-    let model = Hub::from_env().find(&args.model, &progress)?;
+    let hub = Hub::from_env();
+    let model = hub.find(&args.model, &progress)?;
     let mut options = HarvestOptions {
         dtype: args.dtype,
         keep_special: args.keep_special,
@@ -264,6 +269,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         ..args.text.options(&model, args.hooks.clone())
     };
     options.reading.seed = args.seed;
+    options.fetch_texts(&hub, &progress)?;
     let stop = interrupt::listen()?;
     let (outcome, report) = harvest(&options, &args.out, args.resume, &progress, &stop)?;
     if outcome == Outcome::Finished {
@@ -293,8 +299,22 @@ pub fn harvest(
         count(needs.contexts),
         limits::estimate(needs.disk_bytes, needs.memory_bytes, needs.seconds())
     );
-    limits::check(out, needs.disk_bytes, needs.memory_bytes)?;
+    let (place, disk) = room(out, &plan)?;
+    limits::check(&place, disk, needs.memory_bytes)?;
     Ok(harvest::run(&plan, out, resume, progress, stop)?)
+}
+
+/// Which disk a harvest into `out` fills, and with how many bytes: of a store that is sent away there are never more than
+/// a few shards here.
+fn room(out: &Path, plan: &HarvestPlan) -> anyhow::Result<(PathBuf, u64)> {
+    let needs = plan.estimate();
+    Ok(match Place::of(out)? {
+        Place::Local(out) => (out, needs.disk_bytes),
+        Place::Remote(_) => {
+            let shards = needs.disk_bytes.div_ceil(plan.shard_bytes()).min(4);
+            (staging_root(), shards.saturating_mul(plan.shard_bytes()))
+        }
+    })
 }
 
 fn print_report(report: &HarvestReport, out: &Path) {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use activations::model::Transformer;
+use activations::objects::{Place, Remote};
 use activations::source::{Activations, listing};
-use activations::store::{Store, StoreManifest, StoreState};
+use activations::store::{Store, StoreManifest, StoreSpec, StoreState};
 use anyhow::{Context, bail};
 use sae::dictionary::{CARD, Sae};
 use sae::index::FeatureIndex;
@@ -21,6 +22,7 @@ use crate::{print, say};
 #[command(after_help = "\
 Examples:
   sae inspect acts/               # a store: hook, rows, model, text, shards
+  sae inspect s3://lab/acts       # the same of a store in an object store; nothing but its manifest is fetched
   sae inspect runs/a              # a run: how far it is, its dictionary and quality
   sae inspect features/           # an index: features alive, tokens seen
   sae inspect models/stories15M   # a model: sizes, and the hooks it has
@@ -29,7 +31,7 @@ Examples:
 
 Exits with 1 where something is damaged or unfinished, and says what to do.")]
 pub struct Args {
-    /// A store, a run or dictionary, an index, a model's directory; a .npy, .safetensors, .parquet or dataset
+    /// A store or its URL, a run or dictionary, an index, a model's directory; a .npy, .safetensors, .parquet or dataset
     path: PathBuf,
     /// Print JSON on the standard output
     #[arg(long)]
@@ -52,6 +54,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn look(path: &Path) -> anyhow::Result<Facts> {
+    match Place::of(path)? {
+        Place::Local(path) => local(&path),
+        Place::Remote(url) => match Remote::look(&url)? {
+            Remote::Store(found) => store(path, found.manifest()),
+            Remote::Other(StoreState::Unfinished(spec), _) => unfinished(path, &spec),
+            Remote::Other(_, error) => Err(error.into()),
+        },
+    }
+}
+
+fn local(path: &Path) -> anyhow::Result<Facts> {
     if !path.exists() {
         bail!("{}: no such file or directory", path.display());
     }
@@ -68,19 +81,9 @@ fn look(path: &Path) -> anyhow::Result<Facts> {
         return index(path);
     }
     match activations::store::state(path)? {
-        StoreState::Finished(_) => return store(path),
-        StoreState::Unfinished(spec) => {
-            let mut facts = Facts::new("store", path);
-            facts.say("hooks", hooks(&spec));
-            facts.say("model", spec.model.name.clone());
-            match activations::store::waiting(path)? {
-                parts if parts.is_empty() => {
-                    facts.broken("unfinished: continue with the same `sae harvest` command and --resume");
-                }
-                parts => facts.broken(format!("unfinished: {}", parts.join("; "))),
-            }
-            return Ok(facts);
-        }
+        // Opening checks that every shard is there.
+        StoreState::Finished(_) => return store(path, Store::open(path)?.manifest()),
+        StoreState::Unfinished(spec) => return unfinished(path, &spec),
         StoreState::Absent | StoreState::Foreign(_) => {}
     }
     if has(CARD) || has("run.toml") {
@@ -127,15 +130,25 @@ fn foreign(path: &Path) -> anyhow::Result<Option<Facts>> {
     Ok(Some(facts))
 }
 
-fn hooks(spec: &activations::store::StoreSpec) -> String {
+fn hooks(spec: &StoreSpec) -> String {
     let one = |h: &activations::store::HookSpec| format!("{} (d_in {})", h.name, h.d_in);
     spec.hooks.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn store(path: &Path) -> anyhow::Result<Facts> {
-    // Opening checks every shard's footer against the manifest.
-    let store = Store::open(path)?;
-    let manifest: &StoreManifest = store.manifest();
+fn unfinished(path: &Path, spec: &StoreSpec) -> anyhow::Result<Facts> {
+    let mut facts = Facts::new("store", path);
+    facts.say("hooks", hooks(spec));
+    facts.say("model", spec.model.name.clone());
+    match activations::store::waiting(path)? {
+        parts if parts.is_empty() => {
+            facts.broken("unfinished: continue with the same `sae harvest` command and --resume");
+        }
+        parts => facts.broken(format!("unfinished: {}", parts.join("; "))),
+    }
+    Ok(facts)
+}
+
+fn store(path: &Path, manifest: &StoreManifest) -> anyhow::Result<Facts> {
     let spec = &manifest.spec;
     let mut facts = Facts::new("store", path);
     facts.say("hooks", hooks(spec));

@@ -9,6 +9,7 @@ mod inspect;
 mod interrupt;
 mod limits;
 mod print;
+mod remote;
 mod serve;
 mod train;
 

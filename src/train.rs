@@ -11,7 +11,10 @@ use sae::train::{COPY, RunSummary, Training};
 use crate::bars::{Bars, count, parse_count};
 use crate::harvest::Text;
 use crate::say;
-use crate::{interrupt, limits};
+use crate::{interrupt, limits, remote};
+
+/// In a run's directory, the copy of a store that is not on this machine.
+const FETCHED: &str = "acts";
 
 /// Train a sparse dictionary on activations
 #[derive(clap::Args)]
@@ -25,6 +28,7 @@ Examples:
   sae train --acts protein.safetensors --hook layer12 --out runs/e        # a tensor [n, d] of a file of several
   sae train --acts embeddings/ --hook vector --out runs/f                 # Parquet: a column of lists or of bytes
   sae train --acts saelens-cache/ --out runs/g                            # SAELens' cached activations
+  sae train --acts s3://lab/acts --out runs/j                             # a store in an object store
   sae train --model stories15M/ --text books/ --hook blocks.3.hook_resid_post --out runs/h --set train.tokens=5M
   sae train --model org/name --text 'crawl/*.jsonl.zst' --field content --skip-bad --context 256 --hook … --out runs/i
   sae train --config run.toml --out runs/d
@@ -35,14 +39,16 @@ on them, and everything about the text is in run.toml, so that --resume needs no
 much of the text is read; train.tokens is how long to train, and begins the text again where it is longer.
 
 Parquet is decoded once into acts.safetensors in the run's directory (its size is said first); train on that file to
-save the next run the copy, or delete it when the run is done. Everything else is read where it is.
+save the next run the copy, or delete it when the run is done. A store in an object store (s3://, gs://, az://) is fetched
+once into acts/ there, likewise: docs/object-stores.md. Everything else is read where it is.
 
 What can be set, with defaults: every key of the run.toml that a run writes beside its results.
 A run directory holds run.toml, metrics.jsonl, curves.svg, checkpoint/, and at the end the dictionary
 (dictionary.json, dictionary.safetensors) and summary.json.")]
 pub struct Args {
     /// A store made by `sae harvest`, or activations of other programs: .npy or .safetensors with an array [n, d],
-    /// .parquet or a directory of them, a Hugging Face dataset's directory such as SAELens' cached activations
+    /// .parquet or a directory of them, a Hugging Face dataset's directory such as SAELens' cached activations; or the URL
+    /// of a store (s3://bucket/acts)
     #[arg(long, value_name = "PATH")]
     acts: Option<PathBuf>,
     /// Instead of --acts, a model that reads --text: a directory or a hub id, org/name[@revision]
@@ -100,9 +106,16 @@ fn counted(key: &str, value: &str) -> Option<String> {
 
 /// Trains, and says what came out.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = configuration(&args)?;
+    let mut config = configuration(&args)?;
     let stop = interrupt::listen()?;
-    let (outcome, summary) = train(&config, &args.out, args.resume, &Bars::default(), &stop)?;
+    let progress = Bars::default();
+    if let Some(acts) = &config.data.acts {
+        match remote::local(acts, &args.out.join(FETCHED), &progress, &stop)? {
+            Some(local) => config.data.acts = Some(local),
+            None => return Ok(interrupt::exit_code(Outcome::Stopped, "the same command")),
+        }
+    }
+    let (outcome, summary) = train(&config, &args.out, args.resume, &progress, &stop)?;
     if let Some(summary) = summary {
         if args.json {
             say!("{}", serde_json::to_string_pretty(&summary)?);

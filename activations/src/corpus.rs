@@ -20,6 +20,7 @@ mod documents;
 mod files;
 mod format;
 mod input;
+mod objects;
 mod order;
 mod pack;
 mod pieces;
@@ -31,15 +32,18 @@ use std::path::{Path, PathBuf};
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use self::files::TextFile;
+pub(crate) use self::files::{MATCHING, has_wildcards, of_one_kind};
 pub use self::format::Format;
+pub(crate) use self::format::of_name;
 use self::order::Ordered;
 use self::pack::Packer;
 use self::pieces::{Piece, Pieces};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::fingerprint::fingerprint;
+use crate::source::hex;
 use crate::tokenizer::{Encoded, Tokenizer};
 
 /// What to do about bytes that are not UTF-8.
@@ -142,7 +146,8 @@ pub struct Corpus {
 
 impl Corpus {
     /// Finds the files: those named, those that a pattern such as `books/*.txt` matches, and every text in or below a
-    /// directory named, in the order of their paths. `-` is the standard input, which is copied to a temporary file.
+    /// directory named, in the order of their paths. URLs of object stores mean the same there. `-` is the standard input,
+    /// which is copied to a temporary file.
     ///
     /// # Errors
     /// When a path does not exist, a pattern matches nothing, a directory has no texts or several kinds of them,
@@ -172,7 +177,7 @@ impl Corpus {
         let files = files::find(paths, options.reading.format)?;
         let mut bytes = 0;
         for file in &files {
-            bytes += std::fs::metadata(file.path()).map_err(Error::io(file.label()))?.len();
+            bytes += file.size()?;
         }
         if bytes == 0 {
             return Err(nothing_in(&files, None));
@@ -211,7 +216,13 @@ impl Corpus {
         }
     }
 
-    /// A short name for people: the last part of the path given.
+    /// The same, called `name`.
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// A short name for people: the last part of the path given, unless it has another.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -272,14 +283,17 @@ impl Corpus {
         settings
     }
 
-    /// SHA-256, in hex, over the length, the first and the last mebibyte of each file: cheap whatever the size, and
+    /// SHA-256, in hex, over the length, the first and the last mebibyte of each file, or length and tag of an object: cheap whatever the size, and
     /// different once a file was added, removed, grown or replaced.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        let paths: Vec<PathBuf> = self.files.iter().map(|file| file.path().to_owned()).collect();
-        fingerprint(&paths)
+        let mut hash = Sha256::new();
+        for file in &self.files {
+            file.fingerprint(&mut hash)?;
+        }
+        Ok(hex(&hash.finalize()))
     }
 }
 

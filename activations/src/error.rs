@@ -24,6 +24,14 @@ pub enum Error {
     /// What was asked for does not fit together.
     #[error("{0}")]
     Invalid(String),
+    /// An object store refused, could not be reached, or has not what was asked for.
+    #[error("{url}: {problem}")]
+    Remote {
+        /// The object, or the prefix.
+        url: String,
+        /// What was tried, what came of it, and what to check.
+        problem: String,
+    },
     /// The compute device cannot be had.
     #[error("device {device}: {problem}")]
     Device {
@@ -47,6 +55,27 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    /// A [`Error::Remote`] about `url`.
+    pub fn remote(url: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Remote {
+            url: url.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The [`Error::Remote`] at the bottom of what a decoder says about a stream that broke.
+    pub(crate) fn remote_in(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        if let Some(Self::Remote { url, problem }) = error.downcast_ref() {
+            return Some(Self::remote(url, problem));
+        }
+        // An `io::Error` names as its source the source of what it wraps.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match wrapped {
+            Some(wrapped) => Self::remote_in(wrapped),
+            None => error.source().and_then(Self::remote_in),
+        }
     }
 }
 

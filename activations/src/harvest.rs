@@ -28,8 +28,10 @@ use crate::device::Device;
 use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
 use crate::hooks::HookPoint;
+use crate::hub::{Hub, is_url};
 use crate::model::Transformer;
-use crate::store::Part;
+use crate::progress::Progress;
+use crate::store::{Part, SHARD_BYTES};
 use crate::tokenizer::Tokenizer;
 
 /// The longest context unless another is asked for; a model's own limit where that is shorter.
@@ -44,6 +46,8 @@ pub struct HarvestOptions {
     pub model_name: Option<String>,
     /// Text files, directories of them, patterns such as `books/*.txt`, or `-`: see [`Corpus::open`].
     pub text: Vec<PathBuf>,
+    /// What the store should call the text; the last part of the first path if absent.
+    pub text_name: Option<String>,
     /// How documents are found in the files.
     pub reading: Reading,
     /// How documents become contexts; packed for decoders and split for encoders if absent. An encoder refuses to be
@@ -77,6 +81,7 @@ impl HarvestOptions {
             model: model.into(),
             model_name: None,
             text,
+            text_name: None,
             reading: Reading::default(),
             layout: None,
             hooks: vec![hook.into()],
@@ -88,6 +93,27 @@ impl HarvestOptions {
             part: Part::WHOLE,
             device: Device::Cpu,
         }
+    }
+
+    /// Puts the hub's data sets among the texts on this machine: they are fetched if they are not in its cache.
+    ///
+    /// # Errors
+    /// As [`Hub::texts`].
+    pub fn fetch_texts(&mut self, hub: &Hub, progress: &dyn Progress) -> Result<()> {
+        let named = std::mem::take(&mut self.text);
+        for path in &named {
+            if !is_url(path) {
+                self.text.push(path.clone());
+                continue;
+            }
+            let found = hub.texts(&path.to_string_lossy(), self.reading.format, progress)?;
+            self.text.extend(found.files);
+            self.text_name.get_or_insert(match named.len() {
+                1 => found.name,
+                n => format!("{} and {} more", found.name, n - 1),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -138,6 +164,18 @@ impl HarvestPlan {
     /// The text.
     pub fn corpus(&self) -> &Corpus {
         &self.corpus
+    }
+
+    /// Bytes of a shard of the store, about; of the largest where the last is smaller.
+    pub fn shard_bytes(&self) -> u64 {
+        let Estimate {
+            contexts, disk_bytes, ..
+        } = self.estimate;
+        let per_context = disk_bytes / contexts.max(1) + 1;
+        match self.options.contexts_per_shard {
+            Some(contexts) => contexts.saturating_mul(per_context),
+            None => SHARD_BYTES.max(per_context),
+        }
     }
 
     /// Width of the rows of each hook, in the order of the store.
@@ -199,7 +237,10 @@ pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
         after,
         reading: options.reading.clone(),
     };
-    let corpus = Corpus::open(&options.text, &tokenizer, corpus)?;
+    let mut corpus = Corpus::open(&options.text, &tokenizer, corpus)?;
+    if let Some(name) = &options.text_name {
+        corpus = corpus.named(name);
+    }
     let skipped = match options.keep_special {
         true => Vec::new(),
         false => config

@@ -1,15 +1,18 @@
-//! Models of the Hugging Face hub, fetched into the cache that Python's tools use too.
+//! Models and data sets of the Hugging Face hub, fetched into the cache that Python's tools use too.
 //!
 //! The one decision: **a directory that exists is that directory, and everything else must look like an id.** A mistyped
 //! path then never turns into a download. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN` (or a token saved by `hf auth login`),
 //! `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean in Python. All files come from one commit, and a copy in the
 //! cache is used, and said to be, when the hub cannot be reached.
 
+mod datasets;
+
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
+pub use self::datasets::{DatasetTexts, is_url};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::safetensors_file::SafeTensors;
@@ -118,6 +121,17 @@ impl Hub {
 
     /// Fetches what is missing of the newest commit, and gives the directory.
     fn fetch(&self, id: &Id, progress: &dyn Progress) -> std::result::Result<PathBuf, Failure> {
+        Ok(self.fetch_files(id, progress, wanted)?.0)
+    }
+
+    /// Fetches what is missing of those files of the newest commit that are `wanted` of all there are. Gives their
+    /// directory, and their names.
+    fn fetch_files(
+        &self,
+        id: &Id,
+        progress: &dyn Progress,
+        mut wanted: impl for<'a> FnMut(&[&'a str]) -> std::result::Result<Vec<&'a str>, String>,
+    ) -> std::result::Result<(PathBuf, Vec<String>), Failure> {
         let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
@@ -131,20 +145,16 @@ impl Hub {
         let repo = id.repo(&info.sha);
         let remote = api.repo(repo.clone());
         let local = Cache::new(self.cache.clone()).repo(repo);
-        let mut config = None;
-        for name in wanted {
-            let path = match local.get(name) {
-                Some(path) => path,
-                None => download(&remote, name, progress)?,
-            };
-            if name == "config.json" {
-                config = Some(path);
+        let dir = local.pointer_path(&info.sha);
+        for name in &wanted {
+            // A link whose file is gone is not there.
+            if !dir.join(name).exists() {
+                download(&remote, name, progress)?;
             }
         }
         let branch = Cache::new(self.cache.clone()).repo(id.repo(&id.revision));
         branch.create_ref(&info.sha).map_err(ApiError::from)?;
-        let dir = config.as_deref().and_then(Path::parent).map(Path::to_owned);
-        dir.ok_or_else(|| Failure::Refused("the cache has no directory for it".into()))
+        Ok((dir, wanted.into_iter().map(str::to_owned).collect()))
     }
 
     /// The directory of a copy that is complete.
@@ -161,6 +171,7 @@ impl Hub {
 
 /// An id of the hub.
 struct Id {
+    kind: RepoType,
     name: String,
     revision: String,
 }
@@ -176,13 +187,23 @@ impl Id {
         };
         let rest = revision.split('/').all(plain);
         (plain(org) && plain(model) && rest).then(|| Self {
+            kind: RepoType::Model,
             name: name.to_owned(),
             revision: revision.to_owned(),
         })
     }
 
     fn repo(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.name.clone(), RepoType::Model, revision.to_owned())
+        Repo::with_revision(self.name.clone(), self.kind, revision.to_owned())
+    }
+
+    /// Another revision of the same.
+    fn at(&self, revision: &str) -> Self {
+        Self {
+            kind: self.kind,
+            name: self.name.clone(),
+            revision: revision.to_owned(),
+        }
     }
 }
 
@@ -226,7 +247,7 @@ impl From<ApiError> for Failure {
                  HF_TOKEN"
                     .into(),
             ),
-            (Some(404), _) => Self::Refused("the hub has no such model or revision".into()),
+            (Some(404), _) => Self::Refused("the hub has no such model, data set or revision".into()),
             (Some(status), _) => Self::Unreachable(format!("it answered with status {status}")),
             (None, ApiError::RequestError(e)) => Self::Unreachable(e.to_string()),
             (None, ApiError::TooManyRetries(e)) => Self::Unreachable(format!("the download broke off: {e}")),

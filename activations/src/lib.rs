@@ -18,6 +18,7 @@ pub mod hub;
 pub mod mapped;
 pub mod model;
 pub mod npy;
+pub mod objects;
 pub mod progress;
 pub mod safetensors_file;
 pub mod source;

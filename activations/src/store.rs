@@ -28,6 +28,7 @@ mod pushed;
 mod shard;
 mod shard_writer;
 mod spec;
+mod uploads;
 mod writer;
 
 use std::fs;
@@ -37,14 +38,16 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 pub use self::contexts::StoreContexts;
-pub(crate) use self::manifest::is_store;
 pub use self::manifest::{
     FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts, VERSION, state,
 };
+pub(crate) use self::manifest::{is_manifest, is_shard, is_store};
 pub use self::part::Part;
+pub(crate) use self::spec::SHARD_BYTES;
 pub use self::spec::{CorpusRef, HookSpec, ModelRef, StoreSpec};
 pub use self::writer::StoreWriter;
 use crate::error::{Error, Result};
+use crate::objects::{Bucket, Place};
 use crate::source::hex;
 use crate::source::rows::{ActRows, Column, Files, Places};
 
@@ -52,9 +55,16 @@ use crate::source::rows::{ActRows, Column, Files, Places};
 /// complete or not in parts.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::BadFile`] if there are parts of different divisions.
+/// [`Error::Io`] and [`Error::Remote`]; [`Error::BadFile`] if there are parts of different divisions.
 pub fn waiting(dir: &Path) -> Result<Vec<String>> {
-    Ok(part::Parts::scan(dir)?.map_or(Vec::new(), |parts| parts.waiting()))
+    let parts = match Place::of(dir)? {
+        Place::Local(dir) => part::Parts::scan(&dir)?,
+        Place::Remote(url) => {
+            let names = Bucket::open(&url)?.names()?;
+            part::Parts::named(dir, names.into_iter().map(|(name, _)| name).collect())?
+        }
+    };
+    Ok(parts.map_or(Vec::new(), |parts| parts.waiting()))
 }
 
 /// A complete store.

@@ -1,6 +1,7 @@
 //! Which files a corpus is made of.
 //!
-//! A path is a file, a directory, a pattern such as `books/*.txt`, or `-` for the standard input. A directory gives the
+//! A path is a file, a directory, a pattern such as `books/*.txt`, `-` for the standard input, or the URL of any of the
+//! first three in an object store. A directory gives the
 //! files of one format, because one that holds two kinds of texts more often holds one kind and something else.
 
 use std::collections::BTreeMap;
@@ -8,9 +9,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::format::{Compression, Format, of_name};
+use super::input::Opened;
+use super::objects;
 use super::spool::Spool;
 use crate::error::{Error, Result};
+use crate::fingerprint;
+use crate::objects::{Object, ObjectReader, Place};
 
 /// One file of a corpus.
 #[derive(Clone)]
@@ -20,12 +27,22 @@ pub(super) struct TextFile {
     /// As the store knows it, see [`name_all`].
     name: Arc<str>,
     format: Format,
-    /// Its bytes, where they came through a pipe.
-    spool: Option<Arc<Spool>>,
+    bytes: Bytes,
+}
+
+/// Where the bytes of a file are.
+#[derive(Clone)]
+enum Bytes {
+    /// In the file of its name.
+    File,
+    /// In a copy: they came through a pipe.
+    Spool(Arc<Spool>),
+    /// In an object store.
+    Object(Arc<Object>),
 }
 
 impl TextFile {
-    fn of(label: PathBuf, format: Option<Format>, spool: Option<Spool>) -> Result<Self> {
+    fn of(label: PathBuf, format: Option<Format>, bytes: Bytes) -> Result<Self> {
         let (named, compression) = of_name(&label);
         // A name that says nothing is a text, as it always was.
         let format = format.or(named).unwrap_or(Format::Txt);
@@ -46,7 +63,7 @@ impl TextFile {
             name: label.to_string_lossy().into(),
             label,
             format,
-            spool: spool.map(Arc::new),
+            bytes,
         })
     }
 
@@ -60,9 +77,37 @@ impl TextFile {
         Arc::clone(&self.name)
     }
 
-    /// Where its bytes are.
-    pub(super) fn path(&self) -> &Path {
-        self.spool.as_ref().map_or(&self.label, |spool| spool.path())
+    /// Opens it for reading.
+    pub(super) fn open(&self) -> Result<Opened> {
+        let path = match &self.bytes {
+            Bytes::File => &self.label,
+            Bytes::Spool(spool) => spool.path(),
+            Bytes::Object(object) => return Ok(Opened::Object(ObjectReader::new(Arc::clone(object)))),
+        };
+        fs::File::open(path).map(Opened::File).map_err(Error::io(&self.label))
+    }
+
+    /// Its length in bytes.
+    pub(super) fn size(&self) -> Result<u64> {
+        let path = match &self.bytes {
+            Bytes::File => &self.label,
+            Bytes::Spool(spool) => spool.path(),
+            Bytes::Object(object) => return Ok(object.size()),
+        };
+        Ok(fs::metadata(path).map_err(Error::io(&self.label))?.len())
+    }
+
+    /// Adds to `hash` what tells its bytes from others, without reading all of them.
+    pub(super) fn fingerprint(&self, hash: &mut Sha256) -> Result<()> {
+        match &self.bytes {
+            Bytes::File => fingerprint::add(hash, &self.label),
+            Bytes::Spool(spool) => fingerprint::add(hash, spool.path()),
+            // An object store has a digest of its own.
+            Bytes::Object(object) => {
+                hash.update(format!("{} {}\n", object.size(), object.tag()));
+                Ok(())
+            }
+        }
     }
 
     /// How documents lie in it.
@@ -84,10 +129,27 @@ pub(super) fn find(paths: &[PathBuf], format: Option<Format>) -> Result<Vec<Text
     for path in paths {
         if is_stdin(path) {
             let spool = Spool::of(std::io::stdin().lock(), "the standard input")?;
-            files.push(TextFile::of("standard input".into(), format, Some(spool))?);
-        } else if !path.exists() && is_pattern(path) {
+            files.push(TextFile::of(
+                "standard input".into(),
+                format,
+                Bytes::Spool(Arc::new(spool)),
+            )?);
+            continue;
+        }
+        let path = match Place::of(path)? {
+            Place::Local(path) => path,
+            Place::Remote(url) => {
+                for object in objects::find(&url, format)? {
+                    let label = PathBuf::from(object.label());
+                    files.push(TextFile::of(label, format, Bytes::Object(Arc::new(object)))?);
+                }
+                continue;
+            }
+        };
+        let path = path.as_path();
+        if !path.exists() && is_pattern(path) {
             for path in matches(path)? {
-                files.push(TextFile::of(path, format, None)?);
+                files.push(TextFile::of(path, format, Bytes::File)?);
             }
         } else {
             files.append(&mut named(path, format)?);
@@ -106,8 +168,12 @@ fn name_all(files: &mut [TextFile]) {
             Some(parent) => parent,
             None => return None,
         };
-        // Only the folder: a file that is a link is called what the link is.
-        let parent = parent.canonicalize().ok().filter(|_| file.spool.is_none())?;
+        let parent = match &file.bytes {
+            // Only the folder: a file that is a link is called what the link is.
+            Bytes::File => parent.canonicalize().ok()?,
+            Bytes::Spool(_) => return None,
+            Bytes::Object(_) => parent.to_owned(),
+        };
         Some((parent, file.label.file_name()?.to_owned()))
     };
     let paths: Vec<_> = files.iter().map(absolute).collect();
@@ -138,31 +204,41 @@ fn named(path: &Path, format: Option<Format>) -> Result<Vec<TextFile>> {
     let metadata = fs::metadata(path).map_err(Error::io(path))?;
     if metadata.is_dir() {
         let found = below(path, format)?;
-        return found.into_iter().map(|path| TextFile::of(path, format, None)).collect();
+        return found
+            .into_iter()
+            .map(|path| TextFile::of(path, format, Bytes::File))
+            .collect();
     }
-    let spool = match metadata.is_file() {
-        true => None,
+    let bytes = match metadata.is_file() {
+        true => Bytes::File,
         // A pipe can be read once, and a corpus is read several times.
-        false => Some(Spool::of(
+        false => Bytes::Spool(Arc::new(Spool::of(
             fs::File::open(path).map_err(Error::io(path))?,
             &path.display().to_string(),
-        )?),
+        )?)),
     };
-    Ok(vec![TextFile::of(path.to_owned(), format, spool)?])
+    Ok(vec![TextFile::of(path.to_owned(), format, bytes)?])
 }
 
 fn is_pattern(path: &Path) -> bool {
-    path.to_str().is_some_and(|text| text.contains(['*', '?', '[']))
+    path.to_str().is_some_and(has_wildcards)
 }
 
-/// The files that a pattern matches, sorted. `**` is any number of directories; hidden files need a pattern with a dot.
+/// Whether a text is a pattern.
+pub(crate) fn has_wildcards(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
+/// How patterns match: `**` is any number of directories; hidden files need a pattern with a dot.
+pub(crate) const MATCHING: glob::MatchOptions = glob::MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
+
+/// The files that a pattern matches, sorted.
 fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
-    let options = glob::MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
-    let found = glob::glob_with(&pattern.to_string_lossy(), options)
+    let found = glob::glob_with(&pattern.to_string_lossy(), MATCHING)
         .map_err(|e| Error::bad_file(pattern, format!("is no pattern of file names: {}", e.msg)))?;
     let mut files = Vec::new();
     for path in found {
@@ -180,34 +256,39 @@ fn matches(pattern: &Path) -> Result<Vec<PathBuf>> {
 
 /// The texts of one format in and below `dir`.
 fn below(dir: &Path, format: Option<Format>) -> Result<Vec<PathBuf>> {
-    let mut found: BTreeMap<Format, Vec<PathBuf>> = BTreeMap::new();
+    let mut found = BTreeMap::new();
     walk(dir, &mut found)?;
+    let mut files = of_one_kind(found, format).map_err(|problem| Error::bad_file(dir, problem))?;
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// The files of one format out of those below a directory; what is wrong, if there are none or several formats.
+pub(crate) fn of_one_kind<T>(
+    mut found: BTreeMap<Format, Vec<T>>,
+    format: Option<Format>,
+) -> std::result::Result<Vec<T>, String> {
     if let Some(format) = format {
         found.retain(|&this, _| this == format);
     }
     let counts: Vec<String> = found.iter().map(|(f, files)| format!("{} .{f}", files.len())).collect();
     let mut kinds = found.into_values();
-    let Some(mut files) = kinds.next() else {
+    let Some(files) = kinds.next() else {
         let kinds = match format {
             Some(format) => format!("no .{format} file"),
             None => "no text file (.txt, .jsonl, .json, .csv, .parquet, plain or .gz or .zst)".into(),
         };
-        return Err(Error::bad_file(
-            dir,
-            format!("{kinds} in or below this directory: name other files one by one"),
+        return Err(format!(
+            "{kinds} in or below this directory: name other files one by one"
         ));
     };
-    if kinds.next().is_some() {
-        return Err(Error::bad_file(
-            dir,
-            format!(
-                "has texts of several kinds ({}): say which with --format, or name the files",
-                counts.join(", ")
-            ),
-        ));
+    match kinds.next() {
+        None => Ok(files),
+        Some(_) => Err(format!(
+            "has texts of several kinds ({}): say which with --format, or name the files",
+            counts.join(", ")
+        )),
     }
-    files.sort_unstable();
-    Ok(files)
 }
 
 /// Texts in and below `dir`. Hidden entries are left out, and links to directories, which could form a circle.

@@ -53,7 +53,7 @@ impl fmt::Display for Format {
 
 /// How the bytes of a file are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Compression {
+pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
@@ -87,7 +87,7 @@ impl Compression {
 }
 
 /// What the name of a file says: `a.jsonl.gz` is JSON lines in gzip, `a.md` says nothing.
-pub(super) fn of_name(path: &Path) -> (Option<Format>, Option<Compression>) {
+pub(crate) fn of_name(path: &Path) -> (Option<Format>, Option<Compression>) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let Some((stem, extension)) = name.rsplit_once('.') else {
         return (None, None);

@@ -4,16 +4,20 @@
 //! which the bytes are not is refused. An end in the middle of compressed data is an error, never a shorter text.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::reader::{ChunkReader, Length};
 
 use super::files::TextFile;
 use super::format::{Compression, of_name};
 use crate::error::{Error, Result};
+use crate::objects::ObjectReader;
 
 /// Bytes asked of the system at once.
 const BLOCK: usize = 64 << 10;
@@ -32,10 +36,11 @@ pub(super) struct Input {
 impl Input {
     pub(super) fn open(file: &TextFile) -> Result<Self> {
         let label = file.label().to_owned();
-        let mut opened = File::open(file.path()).map_err(Error::io(&label))?;
+        let mut opened = file.open()?;
         let mut head = Vec::new();
         let looked = opened.by_ref().take(4).read_to_end(&mut head);
-        looked.and_then(|_| opened.rewind()).map_err(Error::io(&label))?;
+        let looked = looked.and_then(|_| opened.rewind());
+        looked.map_err(|e| explain(&label, Compression::None, e))?;
         let compression = Compression::of_bytes(&head);
         if let (_, Some(promised)) = of_name(&label)
             && promised != compression
@@ -101,6 +106,9 @@ impl Read for Input {
 
 /// What an error in the middle of a file means.
 fn explain(label: &Path, compression: Compression, error: io::Error) -> Error {
+    if let Some(remote) = Error::remote_in(&error) {
+        return remote;
+    }
     // An error of the system has a number, one of a decoder has not.
     if compression == Compression::None || error.raw_os_error().is_some() {
         return Error::io(label)(error);
@@ -117,7 +125,7 @@ fn explain(label: &Path, compression: Compression, error: io::Error) -> Error {
 
 /// A file that counts what is read from it.
 struct Counted {
-    file: File,
+    file: Opened,
     count: Arc<AtomicU64>,
 }
 
@@ -126,5 +134,65 @@ impl Read for Counted {
         let read = self.file.read(buffer)?;
         self.count.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
+    }
+}
+
+/// An open file, on this machine or in an object store.
+pub(super) enum Opened {
+    File(File),
+    Object(ObjectReader),
+}
+
+impl Read for Opened {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.read(buffer),
+            Self::Object(object) => object.read(buffer),
+        }
+    }
+}
+
+impl Seek for Opened {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match self {
+            Self::File(file) => file.seek(to),
+            Self::Object(object) => object.seek(to),
+        }
+    }
+}
+
+impl Length for Opened {
+    fn len(&self) -> u64 {
+        match self {
+            Self::File(file) => Length::len(file),
+            Self::Object(object) => object.size(),
+        }
+    }
+}
+
+impl ChunkReader for Opened {
+    type T = Box<dyn Read>;
+
+    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
+        Ok(match self {
+            Self::File(file) => Box::new(file.get_read(start)?),
+            Self::Object(object) => Box::new(object.at(start)),
+        })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
+        match self {
+            Self::File(file) => file.get_bytes(start, length),
+            Self::Object(object) => {
+                let end = start.checked_add(length as u64);
+                if end.is_none_or(|end| end > object.size()) {
+                    let what = format!("{length} bytes at {start} of {} are claimed", object.size());
+                    return Err(ParquetError::EOF(what));
+                }
+                let mut bytes = vec![0; length];
+                object.at(start).read_exact(&mut bytes)?;
+                Ok(bytes.into())
+            }
+        }
     }
 }

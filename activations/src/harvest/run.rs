@@ -12,6 +12,7 @@ use super::{HarvestOptions, HarvestPlan};
 use crate::context::{Context, RowRef};
 use crate::error::{Error, Result};
 use crate::model::Transformer;
+use crate::objects::Place;
 use crate::progress::{Outcome, Progress, Stop};
 use crate::store::{self, CorpusRef, HookSpec, ModelRef, Part, StoreManifest, StoreSpec, StoreWriter, TextCounts};
 
@@ -46,7 +47,7 @@ impl Own {
     }
 }
 
-/// Runs `plan` into a new store in `out`, or continues the unfinished one there, which ends with the same bytes.
+/// Runs `plan` into a new store in `out`, a directory or the URL of a prefix in an object store, or continues the unfinished one there, which ends with the same bytes.
 ///
 /// The stage's units are tokens. [`Stop`] is honoured between batches; the store then says that it is unfinished.
 ///
@@ -62,9 +63,10 @@ pub fn run(
 ) -> Result<(Outcome, HarvestReport)> {
     let spec = spec(plan)?;
     let part = plan.options.part;
-    let mut writer = match resume {
-        true => StoreWriter::resume_part(out, &spec, part)?,
-        false => StoreWriter::create_part(out, &spec, part)?,
+    let mut writer = match (Place::of(out)?, resume) {
+        (Place::Local(out), true) => StoreWriter::resume_part(&out, &spec, part)?,
+        (Place::Local(out), false) => StoreWriter::create_part(&out, &spec, part)?,
+        (Place::Remote(url), resume) => StoreWriter::remote(&url, &spec, part, resume)?,
     };
     writer.add_file(plan.corpus.tokenizer().path())?;
     let own = Own {

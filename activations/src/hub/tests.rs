@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
 use super::*;
+use crate::corpus::Format;
 use crate::progress::Silent;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -66,15 +67,26 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, token: Optio
     if !authorised {
         return reply("401 Unauthorized", "", b"");
     }
-    if path.starts_with("/api/models/acme/tiny/revision/") {
-        let siblings: Vec<_> = files
-            .keys()
+    let revision = ["/api/models/acme/tiny/revision/", "/api/datasets/acme/tiny/revision/"]
+        .iter()
+        .find_map(|prefix| path.strip_prefix(prefix));
+    if let Some(revision) = revision {
+        // Files of the branch that the hub makes have its name before theirs.
+        let of_branch = |name: &str| name.starts_with("default/") == (revision == "refs%2Fconvert%2Fparquet");
+        let names: Vec<&String> = files.keys().filter(|name| of_branch(name)).collect();
+        if names.is_empty() {
+            return reply("404 Not Found", "", b"");
+        }
+        let siblings: Vec<_> = names
+            .iter()
             .map(|name| serde_json::json!({ "rfilename": name }))
             .collect();
         let info = serde_json::json!({ "sha": COMMIT, "siblings": siblings });
         return reply("200 OK", "", info.to_string().as_bytes());
     }
-    let name = path.strip_prefix(&format!("/acme/tiny/resolve/{COMMIT}/"));
+    let name = path
+        .trim_start_matches("/datasets")
+        .strip_prefix(&format!("/acme/tiny/resolve/{COMMIT}/"));
     let Some(file) = name.and_then(|name| files.get(name)) else {
         return reply("404 Not Found", "", b"");
     };
@@ -225,4 +237,127 @@ fn a_mistyped_path_is_no_id() {
         let error = error(&hub, model);
         assert!(error.contains("expected a directory"), "{model:?}: {error}");
     }
+}
+
+/// Files of a data set of these names, each of which says which it is.
+fn dataset(names: &[&str]) -> BTreeMap<String, Vec<u8>> {
+    names
+        .iter()
+        .map(|name| (name.to_string(), name.as_bytes().to_vec()))
+        .collect()
+}
+
+/// The names of the files that a URL means, below the directory of the commit.
+fn texts(hub: &Hub, url: &str, format: Option<Format>) -> Result<Vec<String>> {
+    let found = hub.texts(url, format, &Silent)?;
+    let snapshot = format!("datasets--acme--tiny/snapshots/{COMMIT}/");
+    let names = found.files.iter().map(|path| {
+        let whole = path.to_str().unwrap();
+        let name = whole.split_once(&snapshot).unwrap().1.to_owned();
+        assert_eq!(std::fs::read(path).unwrap(), name.as_bytes());
+        name
+    });
+    Ok(names.collect())
+}
+
+#[test]
+fn texts_of_a_data_set_are_those_that_a_directory_of_its_files_would_give() {
+    let names = [
+        ".hidden/a.parquet",
+        "README.md",
+        "data/test-0.parquet",
+        "data/train-0.parquet",
+        "data/train-1.parquet",
+        "dataset_infos.json",
+        "extra/notes.jsonl.gz",
+    ];
+    let server = Server::start(dataset(&names), None);
+    let cache = tempfile::tempdir().unwrap();
+    let mut hub = server.hub(&cache);
+    let parquet = [names[2], names[3], names[4]];
+    let url = "hf://datasets/acme/tiny";
+    let said = texts(&hub, url, None).unwrap_err().to_string();
+    assert!(said.contains("several kinds") && said.contains("--format"), "{said}");
+    assert_eq!(
+        server.requests.lock().unwrap().len(),
+        1,
+        "nothing is fetched before it is known what"
+    );
+    for (path, format, expected) in [
+        ("", Some(Format::Parquet), &parquet[..]),
+        ("/data", None, &parquet),
+        ("/data/", None, &parquet),
+        ("@main/data/train-*", None, &parquet[1..]),
+        ("/**/*.jsonl.gz", None, &names[6..]),
+        ("/extra", None, &names[6..]),
+        ("/data/test-0.parquet", None, &parquet[..1]),
+        (&format!("@{COMMIT}/data"), None, &parquet),
+    ] {
+        assert_eq!(
+            texts(&hub, &format!("{url}{path}"), format).unwrap(),
+            expected,
+            "{path}"
+        );
+    }
+    assert_eq!(
+        hub.texts(&format!("{url}/data"), None, &Silent).unwrap().name,
+        "acme/tiny/data"
+    );
+    for (path, word) in [
+        ("/nothing", "no text file"),
+        ("/*.csv", "no file of the data set"),
+        ("@x/../y", "expected hf://"),
+    ] {
+        let said = texts(&hub, &format!("{url}{path}"), None).unwrap_err().to_string();
+        assert!(said.contains(word), "{path}: {said}");
+    }
+    for bad in [
+        "hf://acme/tiny",
+        "hf://datasets/acme",
+        "hf://models/acme/tiny",
+        "hf://datasets/ac me/tiny",
+    ] {
+        assert!(
+            texts(&hub, bad, None)
+                .unwrap_err()
+                .to_string()
+                .contains("expected hf://datasets/org/name"),
+            "{bad}"
+        );
+    }
+
+    // What was fetched is there without a network, and it is said how to do without where it is not.
+    hub.offline = true;
+    assert_eq!(texts(&hub, &format!("{url}/data"), None).unwrap(), parquet);
+    let said = texts(&hub, "hf://datasets/acme/other", None).unwrap_err().to_string();
+    assert!(said.contains("HF_HUB_OFFLINE"), "{said}");
+    hub.offline = false;
+    hub.endpoint = "http://127.0.0.1:1".into();
+    assert_eq!(texts(&hub, &format!("{url}/data"), None).unwrap(), parquet);
+    let said = texts(&hub, "hf://datasets/acme/other", None).unwrap_err().to_string();
+    assert!(
+        said.contains("--repo-type dataset acme/other") && said.contains("127.0.0.1:1"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_data_set_without_text_files_is_read_from_the_hubs_parquet_copy() {
+    let converted = ["default/train/0000.parquet", "default/train/0001.parquet"];
+    let server = Server::start(dataset(&["README.md", "loader.py", converted[0], converted[1]]), None);
+    let cache = tempfile::tempdir().unwrap();
+    let hub = server.hub(&cache);
+    let url = "hf://datasets/acme/tiny";
+    assert_eq!(texts(&hub, url, None).unwrap(), converted);
+    let branch = format!("{url}@refs/convert/parquet/default/train/0001.parquet");
+    assert_eq!(texts(&hub, &branch, None).unwrap(), converted[1..]);
+    let said = texts(&hub, &format!("{url}@main"), None).unwrap_err().to_string();
+    assert!(said.contains("no text file"), "{said}");
+
+    let server = Server::start(dataset(&["README.md", "loader.py"]), None);
+    let said = texts(&server.hub(&cache), url, None).unwrap_err().to_string();
+    assert!(
+        said.contains("no text file") && said.contains("refs/convert/parquet"),
+        "{said}"
+    );
 }

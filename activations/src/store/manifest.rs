@@ -135,6 +135,16 @@ pub(crate) fn shard_number(name: &str) -> Option<usize> {
     number.parse().ok()
 }
 
+/// Whether a name is that of a shard's file.
+pub(crate) fn is_shard(name: &str) -> bool {
+    shard_number(name).is_some()
+}
+
+/// Whether a name is that of a manifest or journal, of a store or of a part of one.
+pub(crate) fn is_manifest(name: &str) -> bool {
+    name == MANIFEST || name == JOURNAL || part::is_part(name)
+}
+
 /// Looks at a directory without changing it.
 ///
 /// # Errors

@@ -129,7 +129,6 @@ pub(crate) struct Parts {
 impl Parts {
     /// Looks at the names in a directory; `None` if there are no parts in it.
     pub fn scan(dir: &Path) -> Result<Option<Self>> {
-        let mut parts: Option<Self> = None;
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
             names.push(
@@ -140,6 +139,12 @@ impl Parts {
                     .into_owned(),
             );
         }
+        Self::named(dir, names)
+    }
+
+    /// The parts that these `names` in `dir` are of; `None` if there are none.
+    pub fn named(dir: &Path, mut names: Vec<String>) -> Result<Option<Self>> {
+        let mut parts: Option<Self> = None;
         names.sort();
         for (part, finished) in names.iter().filter_map(|name| Part::named(name)) {
             let parts = parts.get_or_insert_with(|| Self {

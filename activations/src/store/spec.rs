@@ -12,7 +12,7 @@ use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
 
 /// Activation bytes that a shard should hold, all hooks together.
-const SHARD_BYTES: u64 = 64 << 20;
+pub(crate) const SHARD_BYTES: u64 = 64 << 20;
 /// The most tokens that a shard should hold.
 const SHARD_TOKENS: u64 = 1 << 22;
 /// Activation bytes that a row group should hold, all hooks together: bounds what a writer keeps in memory.

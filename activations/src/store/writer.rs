@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::directory::{
@@ -17,9 +18,11 @@ use super::part::{Part, PartManifest, Parts, read_journal};
 use super::pushed::{check_acts, check_rows};
 use super::shard_writer::ShardWriter;
 use super::spec::StoreSpec;
+use super::uploads::{self, Uploads};
 use crate::atomic;
 use crate::context::{Context, RowRef};
 use crate::error::{Error, Result};
+use crate::objects::{Bucket, ObjectUrl, Staging};
 use crate::source::hex;
 
 /// Writes a store: contexts in natural order with [`push`](Self::push), then [`finish`](Self::finish).
@@ -40,6 +43,8 @@ pub struct StoreWriter {
     next_context: u64,
     /// Keeps other writers away; the system releases it when the process ends, however it ends.
     lock: File,
+    /// Where the store is not a directory of this machine: who sends its files.
+    uploads: Option<Uploads>,
 }
 
 impl StoreWriter {
@@ -150,6 +155,44 @@ impl StoreWriter {
         Ok(writer)
     }
 
+    /// Starts or resumes part `part` of a store in an object store. Files are made in a temporary directory and sent as
+    /// they are finished; there are never more than a few shards on this machine.
+    ///
+    /// # Errors
+    /// As [`create_part`](Self::create_part) and [`resume_part`](Self::resume_part), said of the URL; [`Error::Remote`]
+    /// if the object store refuses or cannot be reached.
+    pub fn remote(url: &ObjectUrl, spec: &StoreSpec, part: Part, resume: bool) -> Result<Self> {
+        let bucket = Bucket::open(url)?;
+        let staging = Staging::of(url, &part.to_string())?;
+        let names = bucket.names()?;
+        staging.mirror(&names)?;
+        let opened = match resume {
+            true => Self::resume_part(staging.dir(), spec, part),
+            false => Self::create_part(staging.dir(), spec, part),
+        };
+        let mut writer = opened.map_err(|e| staging.relocate(&bucket, e))?;
+        match resume {
+            true => {
+                writer.shards = uploads::sent(&names, spec, part)?;
+                writer.next_context = writer.first_context(writer.shards.len());
+            }
+            false => {
+                let path = journal_path(staging.dir(), part);
+                let journal = fs::read(&path).map_err(Error::io(&path))?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                if !bucket.put(&name, journal, true)? {
+                    return Err(Error::remote(
+                        bucket.label(&name),
+                        "another process began this store just now: let it finish, or continue with `--resume`",
+                    ));
+                }
+            }
+        }
+        uploads::remove_after(&bucket, &names, part, writer.shards.len())?;
+        writer.uploads = Some(Uploads::start(bucket, staging, part, writer.shards.clone()));
+        Ok(writer)
+    }
+
     fn begin(dir: &Path, spec: &StoreSpec, part: Part) -> Result<Self> {
         let path = journal_path(dir, part);
         let lock = File::open(&path).map_err(Error::io(&path))?;
@@ -171,6 +214,7 @@ impl StoreWriter {
             text: TextCounts::default(),
             open: None,
             lock,
+            uploads: None,
         };
         writer.next_context = writer.first_context(0);
         Ok(writer)
@@ -229,6 +273,9 @@ impl StoreWriter {
             .and_then(|file| file.sync_all())
             .map_err(Error::io(&temporary))?;
         atomic::publish(&temporary, &self.dir.join(&name))?;
+        if let Some(uploads) = &self.uploads {
+            uploads.file(&name)?;
+        }
         self.files.retain(|f| f.name != name);
         self.files.push(FileEntry {
             name,
@@ -272,10 +319,8 @@ impl StoreWriter {
                 .map(|(acts, hook)| &acts[row * hook.d_in..end_row * hook.d_in])
                 .collect();
             shard.push(&contexts[first..end], first as u32, &rows[row..end_row], &acts)?;
-            if shard.room() == 0
-                && let Some(full) = self.open.take()
-            {
-                self.shards.push(full.close()?);
+            if shard.room() == 0 {
+                self.close_open()?;
             }
             if let Some(last) = contexts[first..end].last() {
                 self.next_context = self.following(last.index);
@@ -311,7 +356,7 @@ impl StoreWriter {
             std::mem::take(&mut self.shards),
             std::mem::take(&mut self.files),
         );
-        write_json(&self.dir.join(MANIFEST), &manifest)?;
+        self.write_manifest(&self.dir.join(MANIFEST), &manifest)?;
         self.remove_journal()?;
         Ok(manifest)
     }
@@ -352,23 +397,49 @@ impl StoreWriter {
             shards: manifest.shards.clone(),
             files: manifest.files.clone(),
         };
-        write_json(&self.part.manifest(&self.dir), &part)?;
+        self.write_manifest(&self.part.manifest(&self.dir), &part)?;
         self.remove_journal()?;
         Ok(manifest)
     }
 
-    fn close_last(&mut self) -> Result<()> {
-        if let Some(last) = self.open.take() {
-            self.shards.push(last.close()?);
+    /// Completes the shard that is being written, if there is one.
+    fn close_open(&mut self) -> Result<()> {
+        if let Some(shard) = self.open.take() {
+            self.shards.push(shard.close()?);
+            if let (Some(uploads), Some(entry)) = (&mut self.uploads, self.shards.last()) {
+                uploads.shard(entry.clone())?;
+            }
         }
         Ok(())
     }
 
-    fn remove_journal(self) -> Result<()> {
+    /// Completes the last shard. All of them are then where the store is.
+    fn close_last(&mut self) -> Result<()> {
+        self.close_open()?;
+        match &mut self.uploads {
+            Some(uploads) => uploads.wait(),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the manifest, after which the store, or the part, is complete.
+    fn write_manifest<T: Serialize>(&self, path: &Path, manifest: &T) -> Result<()> {
+        write_json(path, manifest)?;
+        match &self.uploads {
+            Some(uploads) => uploads.file(&path.file_name().unwrap_or_default().to_string_lossy()),
+            None => Ok(()),
+        }
+    }
+
+    fn remove_journal(mut self) -> Result<()> {
         let journal = journal_path(&self.dir, self.part);
         drop(self.lock);
         fs::remove_file(&journal).map_err(Error::io(&journal))?;
-        atomic::sync_directory(&self.dir)
+        atomic::sync_directory(&self.dir)?;
+        match &mut self.uploads {
+            Some(uploads) => uploads.finish(),
+            None => Ok(()),
+        }
     }
 
     fn check_contexts(&self, contexts: &[Context]) -> Result<()> {

@@ -22,7 +22,7 @@ pub struct DataConfig {
     /// Instead of `acts`, a model that reads `text`: a directory, or a hub id `org/name[@revision]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Text files, directories of them, patterns such as `books/*.txt`, or `-`.
+    /// Text files, directories of them, patterns such as `books/*.txt`, URLs of object stores or of the hub's data sets, or `-`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<Vec<PathBuf>>,
     /// The hook to train on, or the tensor or column; needed when there are several.

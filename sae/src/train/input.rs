@@ -41,13 +41,16 @@ impl Input {
                  data.model and its text with data.text",
             ));
         };
-        let model = Hub::from_env().find(model, progress)?;
+        let hub = Hub::from_env();
+        let model = hub.find(model, progress)?;
         if data.hook.is_none() {
             let hooks = Transformer::read_config(&model.path)?.hook_listing();
             let problem = format!("is missing: name where in the model to look; it has {hooks}");
             return Err(Error::config("data.hook", problem));
         }
-        let plan = harvest::plan(&config.harvest_options(&model)?)?;
+        let mut options = config.harvest_options(&model)?;
+        options.fetch_texts(&hub, progress)?;
+        let plan = harvest::plan(&options)?;
         Ok(Self::Streamed(Box::new(RowStream::new(plan)?), HeldOut::default()))
     }
 

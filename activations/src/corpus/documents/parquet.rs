@@ -4,7 +4,6 @@
 //! more than the pages it comes from. Sizes that a page claims are checked before they are allocated.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::PathBuf;
 
 use parquet::basic::{ConvertedType, Encoding, LogicalType, Type as PhysicalType};
@@ -19,6 +18,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Documents, LONGEST_RECORD, Read, Tally};
 use crate::corpus::files::TextFile;
+use crate::corpus::input::Opened;
 use crate::error::{Error, Result};
 use crate::guard::unless_it_panics;
 
@@ -28,7 +28,7 @@ const ROWS: usize = 64;
 /// A Parquet file.
 pub(super) struct Parquet {
     label: PathBuf,
-    file: SerializedFileReader<File>,
+    file: SerializedFileReader<Opened>,
     bytes: u64,
     rows: u64,
     column: usize,
@@ -48,13 +48,16 @@ impl Parquet {
     /// Reads the footer and finds the column. Row groups come in the order of the file, or in one that is drawn.
     pub(super) fn open(file: &TextFile, field: &str, order: Option<ChaCha8Rng>) -> Result<Self> {
         let label = file.label().to_owned();
-        let opened = File::open(file.path()).map_err(Error::io(&label))?;
-        let bytes = opened.metadata().map_err(Error::io(&label))?.len();
+        let opened = file.open()?;
+        let bytes = file.size()?;
         let reader = match bytes {
             0 => Err(ParquetError::EOF("it is empty".into())),
             _ => SerializedFileReader::new(opened),
         };
         let file = reader.map_err(|e| {
+            if let Some(remote) = Error::remote_in(&e) {
+                return remote;
+            }
             let what = "has no Parquet footer: it is truncated, or no Parquet";
             Error::bad_file(&label, format!("{what} ({e})"))
         })?;
@@ -137,6 +140,9 @@ impl Documents for Parquet {
     fn read(&mut self, text: &mut String, tally: &mut Tally) -> Result<Read> {
         loop {
             let some = self.fill_if_sound().map_err(|e| {
+                if let Some(remote) = Error::remote_in(&e) {
+                    return remote;
+                }
                 let what = format!("is damaged or truncated: rows from {} on cannot be read", self.next);
                 Error::bad_file(&self.label, format!("{what} ({e})"))
             })?;

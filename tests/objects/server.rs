@@ -1,5 +1,4 @@
-//! moto's S3 server, started by the test and ended with it; and S3 as it is spoken without signatures, which moto does
-//! not ask for.
+//! moto's S3 server, started by the test and ended with it; and S3 as it is spoken with a signature that nobody looks at.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -93,8 +92,13 @@ fn request(endpoint: &str, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u
     let host = endpoint.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(host).unwrap();
     let length = body.len();
-    let head =
-        format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    // Who signs may do everything; what is put here, everybody may read.
+    let credential =
+        "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: close\r\n\
+         Authorization: {credential}\r\nx-amz-acl: public-read\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(body).unwrap();
     let mut answer = Vec::new();

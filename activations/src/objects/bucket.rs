@@ -353,7 +353,7 @@ fn advise(url: &ObjectUrl, what: &str, error: &object_store::Error) -> String {
         words.push_str(" ...");
     }
     // Without keys the client asks the machine that Amazon runs it on, and there is none.
-    let nobody = match text.contains("169.254.169.254") {
+    let nobody = match text.contains("/latest/api/token") || text.contains("/latest/meta-data") {
         true => {
             "there are no credentials, and none come from the machine; profiles in ~/.aws are not read (aws \
                  configure export-credentials --format env prints them as variables); "

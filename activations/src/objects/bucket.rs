@@ -22,7 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::place::{ObjectUrl, Service};
 use crate::error::{Error, Result};
 
-/// How often a request is repeated: with the waits between, for about half a minute.
+/// How often a request is repeated: with the waits between, for about a quarter of a minute.
 const RETRIES: usize = 8;
 /// For a request and its answer, which is at most a block or a part.
 const TIMEOUT: &str = "120 s";
@@ -291,8 +291,9 @@ fn connect(url: &ObjectUrl) -> object_store::Result<Arc<dyn ObjectStore>> {
     let retry = RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(10),
-            base: 2.0,
+            max_backoff: Duration::from_secs(5),
+            // A wait is drawn between the first and this many times the last one: on average it doubles.
+            base: 4.0,
         },
         max_retries: RETRIES,
         retry_timeout: Duration::from_secs(180),

@@ -22,7 +22,7 @@ const FETCHED: &str = "acts";
 Examples:
   sae train --acts acts/ --out runs/a
   sae train --acts acts/ --out runs/b --set sae.method=abs_topk --set sae.k=16 --set sae.expansion=16
-  sae train --acts acts/ --out runs/h --set sae.method=batch_topk         # or jumprelu, relu, ksparse: docs/methods.md
+  sae train --acts acts/ --out runs/h --set sae.method=batch_topk         # jumprelu, gated, relu ..: docs/methods.md
   sae train --acts acts/ --out runs/i --set sae.method=jumprelu --set objective.l0.target=32
   sae train --acts vision.npy --out runs/c --set train.tokens=20000000     # [n, d] of float32 or float16, any model
   sae train --acts protein.safetensors --hook layer12 --out runs/e        # a tensor [n, d] of a file of several

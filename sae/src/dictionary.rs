@@ -74,7 +74,7 @@ impl Sae {
         match self.sparsifier.allocation {
             Allocation::PerToken { k } => Selection::PerToken { score, k },
             Allocation::PerBatch { k } => Selection::PerBatch { score, k },
-            Allocation::All => Selection::Above {
+            Allocation::All | Allocation::Gate => Selection::Above {
                 score,
                 bars: Tensor::zeros([self.d_sae()], &self.device()),
             },

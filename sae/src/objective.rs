@@ -8,6 +8,7 @@
 //! the list below.
 
 mod aux_k;
+mod gate;
 mod hierarchical;
 mod l0;
 mod l1;
@@ -21,6 +22,7 @@ use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use self::aux_k::AuxK;
+pub use self::gate::GateError;
 pub use self::hierarchical::Hierarchical;
 pub use self::l0::L0;
 pub use self::l1::L1;
@@ -49,6 +51,8 @@ pub struct Forward {
     pub aux: Option<SparseCode>,
     /// The pre-activations and thresholds of the code's entries, where thresholds are learned.
     pub near: Option<Near>,
+    /// The pre-activations of the gates that are open, where there are gates: of the code's entries. `[entries]`
+    pub gate: Option<Tensor<1>>,
     /// The decoder, for terms that decode on their own. `[d_sae, d_in]`
     pub w_dec: Tensor<2>,
     /// The decoder's bias. `[d_in]`
@@ -175,6 +179,8 @@ terms! {
     hierarchical: Hierarchical,
     /// Tilted risk: rare and hard tokens count more.
     tilted: Tilted,
+    /// How well open gates reconstruct on their own.
+    gate: GateError,
     /// The sum of the values, weighted by the decoder's norms.
     l1: L1,
     /// The number of latents that fire, through learned thresholds.
@@ -287,15 +293,17 @@ fn row_errors(pass: &Forward) -> Tensor<2> {
     (error.clone() * error).sum_dim(1)
 }
 
-/// The values of the code times the norms of their latents' decoder rows: `[entries]`.
+/// The values of the code, or the pre-activations of its gates, times the norms of their latents' decoder rows:
+/// `[entries]`.
 fn weighted_values(pass: &Forward) -> Tensor<1> {
     let norms = (pass.w_dec.clone() * pass.w_dec.clone()).sum_dim(1).sqrt();
     let [d_sae, _] = norms.dims();
     let norms = norms.reshape([d_sae]).select(0, pass.code.indices.clone());
     // Values that are never negative are their own size, and the slope at 0 reaches thresholds just above them.
-    let sizes = match pass.signed {
-        true => pass.code.values.clone().abs(),
-        false => pass.code.values.clone(),
+    let sizes = match &pass.gate {
+        Some(gate) => gate.clone(),
+        None if pass.signed => pass.code.values.clone().abs(),
+        None => pass.code.values.clone(),
     };
     sizes * norms
 }

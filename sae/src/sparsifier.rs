@@ -9,16 +9,19 @@
 //! | `per_token` | TopK (2406.04093) | AbsTopK (2510.00404) | k-sparse (1312.5663) |
 //! | `per_batch` | BatchTopK (2412.06410), mutual choice (2411.02124) | its magnitude form | |
 //! | `all` | ReLU (2309.08600) | | |
+//! | `gate` | Gated (2404.16014) | | |
 //! | `threshold` | JumpReLU (2407.14435) | inference of the signed | inference of k-sparse |
 //!
 //! What a batch shares cannot be used for one token alone. Every allocation has therefore an **inference form**, in
 //! which each token is by itself: itself where it is that already, or [`Allocation::Threshold`], calibrated by
 //! [`Sae::into_inference`](crate::Sae::into_inference). The thresholds are a parameter of the dictionary.
 
+mod gate;
 mod jump;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::gate::Gate;
 pub use self::jump::Near;
 
 use crate::error::{Error, Result};
@@ -79,6 +82,8 @@ pub enum Allocation {
     },
     /// Whoever scores at all: nothing but a penalty keeps latents silent.
     All,
+    /// Whoever's gate is open; in training alone: saved, it is the [`Allocation::Threshold`] that it equals, see [`Gate`].
+    Gate,
     /// Whoever scores more than its latent's threshold, [`Sae::threshold`](crate::Sae::threshold).
     Threshold,
 }
@@ -118,7 +123,7 @@ impl Sparsifier {
     pub fn k(&self) -> Option<usize> {
         match self.allocation {
             Allocation::PerToken { k } | Allocation::PerBatch { k } => Some(k),
-            Allocation::All | Allocation::Threshold => None,
+            Allocation::All | Allocation::Gate | Allocation::Threshold => None,
         }
     }
 
@@ -135,6 +140,20 @@ impl Sparsifier {
     /// Whether a token's code depends on nothing but the token.
     pub fn is_inference_form(&self) -> bool {
         !matches!(self.allocation, Allocation::PerBatch { .. })
+    }
+
+    /// # Errors
+    /// [`Error::Invalid`] for an allocation that a saved dictionary does not have: one that is for training alone.
+    pub fn validate_saved(&self) -> Result<()> {
+        let instead = match self.allocation {
+            Allocation::PerBatch { .. } => "calibrated thresholds (Sae::into_inference)",
+            Allocation::Gate => "the thresholds that it equals",
+            _ => return Ok(()),
+        };
+        Err(Error::Invalid(format!(
+            "{} is a form for training: a saved dictionary has {instead}",
+            self.name()
+        )))
     }
 
     /// Whether the dictionary has thresholds.
@@ -159,6 +178,7 @@ impl Sparsifier {
             (_, Allocation::PerToken { k }) => format!("{score}TopK({k})"),
             (_, Allocation::PerBatch { k }) => format!("{score}BatchTopK({k})"),
             (_, Allocation::All) => format!("{score}ReLU"),
+            (_, Allocation::Gate) => format!("{score}Gated"),
             (_, Allocation::Threshold) => format!("{score}JumpReLU"),
         }
     }
@@ -173,7 +193,7 @@ impl Sparsifier {
                 "sae.k",
                 format!("is {k}, more than the {d_sae} latents of sae.d_sae"),
             )),
-            (_, Allocation::All, Score::Magnitude | Score::Value) => Err(Error::Invalid(format!(
+            (_, Allocation::All | Allocation::Gate, Score::Magnitude | Score::Value) => Err(Error::Invalid(format!(
                 "a code of all latents by {:?} is not sparse: only positive ones can stay silent",
                 self.score
             ))),

@@ -83,7 +83,8 @@ fn penalised_methods_learn_sparse_codes() {
         ],
     );
     let tanh = sets("relu", &[("objective.tanh.weight", "0.02")]);
-    for (name, sets) in [("relu", relu), ("jumprelu", jump), ("tanh", tanh)] {
+    let gated = sets("gated", &[("objective.l1.weight", "0.3")]);
+    for (name, sets) in [("relu", relu), ("jumprelu", jump), ("tanh", tanh), ("gated", gated)] {
         let summary = place.run(&sets, name, false).unwrap();
         check_saved(&place, name, &summary, false);
         // A random dictionary has half of its 96 latents active.
@@ -141,6 +142,7 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
         ("batch_topk", "objective.matryoshka.sampled"),
         ("jumprelu", "objective.tilted.t"),
         ("relu", "objective.orthogonality.every"),
+        ("gated", "objective.tilted.t"),
     ] {
         let sets = [
             ("sae.method", method),

@@ -31,6 +31,8 @@ pub enum Method {
     /// ReLU (arXiv 2309.08600): all that are positive, and a penalty.
     #[serde(rename = "relu")]
     ReLU,
+    /// Gated (arXiv 2404.16014): all whose gate is open, and a penalty on the gates.
+    Gated,
     /// JumpReLU (arXiv 2407.14435): all above learned thresholds, and a penalty.
     #[serde(rename = "jumprelu")]
     JumpReLU,
@@ -49,6 +51,7 @@ impl Method {
             Self::BatchTopK => "batch_topk",
             Self::AbsBatchTopK => "abs_batch_topk",
             Self::ReLU => "relu",
+            Self::Gated => "gated",
             Self::JumpReLU => "jumprelu",
         }
     }
@@ -62,6 +65,7 @@ impl Method {
             Self::BatchTopK => (Score::Positive, Allocation::PerBatch { k }),
             Self::AbsBatchTopK => (Score::Magnitude, Allocation::PerBatch { k }),
             Self::ReLU => (Score::Positive, Allocation::All),
+            Self::Gated => (Score::Positive, Allocation::Gate),
             Self::JumpReLU => (Score::Positive, Allocation::Threshold),
         };
         Sparsifier::new(score, allocation)
@@ -91,6 +95,12 @@ impl RunConfig {
         let (sae, objective) = (&mut self.sae, &mut self.objective);
         match sae.method {
             Method::ReLU if !objective.sparsifies() => objective.l1 = Some(Default::default()),
+            Method::Gated => {
+                objective.gate.get_or_insert_default();
+                if !objective.sparsifies() {
+                    objective.l1 = Some(Default::default());
+                }
+            }
             Method::JumpReLU => {
                 sae.threshold_init.get_or_insert(0.01);
                 sae.bandwidth.get_or_insert(0.05);

@@ -65,13 +65,13 @@ fn a_value_of_another_type_names_its_key() {
         ("sae.k", "-1"),
         ("sae.k", "1.5"),
         ("train.lr", "fast"),
-        ("sae.method", "gated"),
+        ("sae.method", "gaited"),
         ("data.held_out_rows", "[1]"),
     ] {
         let problem = problem(&[(key, value)]);
         assert!(problem.starts_with(&format!("{key}: ")), "{problem}");
     }
-    assert!(problem(&[("sae.method", "gated")]).contains("abs_topk"));
+    assert!(problem(&[("sae.method", "gaited")]).contains("abs_topk"));
 }
 
 #[test]
@@ -256,6 +256,14 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
             ["sae.inference_l0", "sae.d_sae"],
         ),
         (
+            vec![("objective.gate.weight", "1")],
+            ["objective.gate", "sae.method is topk"],
+        ),
+        (
+            vec![("sae.method", "gated"), ("sae.k", "8")],
+            ["sae.k", "sae.method is gated"],
+        ),
+        (
             vec![("objective.l0.weight", "1")],
             ["objective.l0", "sae.method is topk"],
         ),
@@ -298,6 +306,8 @@ fn a_method_brings_what_it_needs_and_every_name_is_its_key() {
     }
     let relu = filled("relu");
     assert!(relu.sae.k.is_none() && relu.objective.l1.is_some());
+    let gated = filled("gated");
+    assert!(gated.objective.l1.is_some() && gated.objective.gate.is_some());
     let jump = filled("jumprelu");
     assert!(jump.objective.l0.is_some() && jump.sae.bandwidth.is_some() && jump.sae.threshold_init.is_some());
     let mut tanh = set(&[("sae.method", "jumprelu"), ("objective.tanh.weight", "1e-2")]).unwrap();

@@ -85,7 +85,7 @@ impl Sae {
     /// dictionary that was there before are replaced, the directory says that it holds none.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the card speaks of another dictionary; what the system says, naming the file.
+    /// [`Error::Invalid`] when the card speaks of another dictionary, or the form is one for training alone; what the system says, naming the file.
     pub fn save(&self, dir: &Path, card: &DictionaryCard) -> Result<()> {
         if self.sparsifier.has_threshold() != self.threshold.is_some() {
             return Err(Error::Invalid(format!(
@@ -104,6 +104,7 @@ impl Sae {
                 self.d_in()
             )));
         }
+        self.sparsifier.validate_saved()?;
         let path = dir.join(CARD);
         if path.exists() {
             fs::remove_file(&path).map_err(Error::io(&path))?;
@@ -157,6 +158,7 @@ impl DictionaryCard {
             return Err(bad(format!("claims d_in {} and d_sae {}", card.d_in, card.d_sae)));
         }
         card.sparsifier.validate(card.d_sae).map_err(|e| bad(e.to_string()))?;
+        card.sparsifier.validate_saved().map_err(|e| bad(e.to_string()))?;
         Ok(card)
     }
 }

@@ -289,6 +289,30 @@ fn dictionaries_that_cannot_be_are_refused_by_name() {
 }
 
 #[test]
+fn forms_for_training_alone_are_neither_saved_nor_loaded() {
+    for sparsifier in [
+        Sparsifier::batch_top_k(2),
+        Sparsifier::new(Score::Positive, Allocation::Gate),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let training = sae(5, 8, sparsifier);
+        let error = training.save(dir.path(), &card(&training)).unwrap_err().to_string();
+        assert!(
+            error.contains("form for training") && error.contains("threshold"),
+            "{error}"
+        );
+        let saved = sae(5, 8, Sparsifier::top_k(2));
+        saved.save(dir.path(), &card(&saved)).unwrap();
+        fs::write(dir.path().join(CARD), serde_json::to_string(&card(&training)).unwrap()).unwrap();
+        let error = Sae::load(dir.path(), &Device::flex()).unwrap_err().to_string();
+        assert!(
+            error.contains("dictionary.json") && error.contains("form for training"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn rows_of_another_width_are_refused() {
     let sae = sae(6, 20, Sparsifier::top_k(3));
     let error = sae.encode_rows(&[0.0; 13]).unwrap_err().to_string();

@@ -17,6 +17,7 @@ pub(super) fn pass(device: &Device, with_aux: bool) -> Forward {
         signed: false,
         aux: with_aux.then(|| code([2, 2], [0.5, -1.0])),
         near: None,
+        gate: None,
         w_dec: Tensor::from_floats([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], device),
         b_dec: Tensor::zeros([2], device),
         n_dead: 1,

@@ -19,6 +19,7 @@ use super::trainer::{Optimizer, Trainer};
 use crate::dictionary::{Sae, read_finite};
 use crate::error::{Error, Result};
 use crate::optimizer::Moments;
+use crate::sparsifier::{Allocation, Gate};
 use crate::tensor_file::{self, Entry, Values};
 
 /// The layout that this build writes and reads.
@@ -73,6 +74,10 @@ pub fn save(
         tensors: format!("tensors-{:08}.safetensors", trainer.steps_done()),
     };
     let sae = trainer.inside();
+    let gate = trainer
+        .gate
+        .as_ref()
+        .map(|gate| (gate.r_mag.clone().no_grad(), gate.b_mag.clone().no_grad()));
     let mut entries = vec![
         Entry::new("w_enc", Values::Matrix(&sae.w_enc)),
         Entry::new("b_enc", Values::Vector(&sae.b_enc)),
@@ -89,6 +94,12 @@ pub fn save(
     if let (Some(threshold), Some(of_threshold)) = (&sae.threshold, &opt.threshold) {
         entries.push(Entry::new("threshold", Values::Vector(threshold)));
         entries.extend(moments("threshold", vec![d_sae], || of_threshold.read()));
+    }
+    if let (Some((r_mag, b_mag)), Some([of_r_mag, of_b_mag])) = (&gate, &opt.gate) {
+        entries.push(Entry::new("r_mag", Values::Vector(r_mag)));
+        entries.push(Entry::new("b_mag", Values::Vector(b_mag)));
+        entries.extend(moments("r_mag", vec![d_sae], || of_r_mag.read()));
+        entries.extend(moments("b_mag", vec![d_sae], || of_b_mag.read()));
     }
     tensor_file::write(&dir.join(&state.tensors), &entries)?;
 
@@ -172,6 +183,7 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
     let (d_in, d_sae, steps) = (plan.d_in, plan.d_sae, state.step);
     let sparsifier = plan.config.sparsifier();
     let learned = sparsifier.has_threshold();
+    let gated = sparsifier.allocation == Allocation::Gate;
     let sae = Sae {
         w_enc: from.tensor("w_enc", [d_sae, d_in])?,
         b_enc: from.tensor("b_enc", [d_sae])?,
@@ -187,12 +199,27 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
         w_dec: from.moments("w_dec", [d_sae, d_in], steps)?,
         b_dec: from.moments("b_dec", [d_in], steps)?,
         threshold: learned.then(|| from.moments("threshold", [d_sae], steps)).transpose()?,
+        gate: match gated {
+            true => Some([
+                from.moments("r_mag", [d_sae], steps)?,
+                from.moments("b_mag", [d_sae], steps)?,
+            ]),
+            false => None,
+        },
+    };
+    let gate = match gated {
+        true => Some(Gate {
+            r_mag: from.tensor("r_mag", [d_sae])?,
+            b_mag: from.tensor("b_mag", [d_sae])?,
+        }),
+        false => None,
     };
     let counts = from.counts("silence", d_sae)?;
     let silence = Silence::from_tokens(counts, plan.dead_after_tokens);
     Ok(Trainer::new(
         plan,
         sae,
+        gate,
         optimizer,
         silence,
         state.scale,

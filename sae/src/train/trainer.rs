@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::kernels::{AuxSelection, Selection, decode, encode};
 use crate::objective::{Forward, Loss, Moment, Objective};
 use crate::optimizer::{Adam, Constraint, Moments};
-use crate::sparsifier::Near;
+use crate::sparsifier::{Allocation, Gate, Near};
 
 /// Adam's state of every parameter.
 pub struct Optimizer {
@@ -22,12 +22,16 @@ pub struct Optimizer {
     pub b_dec: Moments<1>,
     /// Of thresholds that are learned.
     pub threshold: Option<Moments<1>>,
+    /// Of gates: `r_mag` and `b_mag`.
+    pub gate: Option<[Moments<1>; 2]>,
 }
 
 /// A dictionary in training. It sees activations times `scale`; [`Trainer::dictionary`] folds that back out.
 pub struct Trainer {
     /// On the autodiff device, requiring gradients, for scaled activations.
     pub sae: Sae,
+    /// The parameters of magnitudes where there are gates, as those of `sae`.
+    pub gate: Option<Gate>,
     pub optimizer: Optimizer,
     pub silence: Silence,
     /// Multiplies activations so that `E|x|^2 = d_in`.
@@ -69,6 +73,7 @@ pub struct Gradients {
     pub w_dec: Tensor<2>,
     pub b_dec: Tensor<1>,
     pub threshold: Option<Tensor<1>>,
+    pub gate: Option<[Tensor<1>; 2]>,
 }
 
 impl Trainer {
@@ -86,6 +91,7 @@ impl Trainer {
         let matrix = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
         let sparsifier = plan.config.sparsifier();
         let learned = sparsifier.has_threshold();
+        let gated = sparsifier.allocation == Allocation::Gate;
         let threshold = plan.config.sae.threshold_init.unwrap_or(0.0);
         let sae = Sae {
             w_enc: matrix(directions.clone()),
@@ -102,11 +108,17 @@ impl Trainer {
             w_dec: Moments::new([d_sae, d_in], device),
             b_dec: Moments::new([d_in], device),
             threshold: learned.then(|| Moments::new([d_sae], device)),
+            gate: gated.then(|| [Moments::new([d_sae], device), Moments::new([d_sae], device)]),
         };
+        let gate = gated.then(|| Gate {
+            r_mag: Tensor::zeros([d_sae], device),
+            b_mag: Tensor::zeros([d_sae], device),
+        });
         let silence = Silence::new(d_sae, plan.dead_after_tokens);
         Ok(Self::new(
             plan,
             sae,
+            gate,
             optimizer,
             silence,
             statistics.scale,
@@ -115,10 +127,12 @@ impl Trainer {
         ))
     }
 
-    /// A state of the loop of `plan` from its parts. `sae` is on a plain device.
+    /// A state of the loop of `plan` from its parts. `sae` and `gate` are on a plain device.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the state")]
     pub fn new(
         plan: &TrainPlan,
         sae: Sae,
+        gate: Option<Gate>,
         optimizer: Optimizer,
         silence: Silence,
         scale: f32,
@@ -134,6 +148,10 @@ impl Trainer {
                 threshold: sae.threshold.map(|t| Tensor::from_inner(t).require_grad()),
                 sparsifier: sae.sparsifier,
             },
+            gate: gate.map(|gate| Gate {
+                r_mag: Tensor::from_inner(gate.r_mag).require_grad(),
+                b_mag: Tensor::from_inner(gate.b_mag).require_grad(),
+            }),
             optimizer,
             silence,
             scale,
@@ -152,12 +170,17 @@ impl Trainer {
         self.done
     }
 
-    /// The dictionary as it is now, for raw activations, without gradients.
+    /// The dictionary as it is now, for raw activations, without gradients and gates.
     pub fn dictionary(&self) -> Sae {
-        self.inside().fold_input_scale(self.scale)
+        let inside = self.inside();
+        let ungated = match &self.gate {
+            Some(gate) => gate.ungated(inside),
+            None => inside,
+        };
+        ungated.fold_input_scale(self.scale)
     }
 
-    /// The dictionary as it is now, for scaled activations, without gradients.
+    /// The parameters as they are now, for scaled activations, without gradients.
     pub fn inside(&self) -> Sae {
         Sae {
             w_enc: self.sae.w_enc.clone().no_grad(),
@@ -233,6 +256,12 @@ impl Trainer {
         if let Some(near) = &near {
             code.values = near.values();
         }
+        let mut open = None;
+        if let Some(gate) = &self.gate {
+            let u = code.values.clone();
+            code.values = gate.values(code.indices.clone(), u.clone(), &sae.b_enc);
+            open = Some(u);
+        }
         let recon = decode(&code, sae.w_dec.clone()) + sae.b_dec.clone().unsqueeze();
         Forward {
             x: Tensor::from_inner(x),
@@ -241,6 +270,7 @@ impl Trainer {
             signed: sae.sparsifier.is_signed(),
             aux: selected.aux,
             near,
+            gate: open,
             w_dec: sae.w_dec.clone(),
             b_dec: sae.b_dec.clone(),
             n_dead: dead.len(),
@@ -262,7 +292,16 @@ impl Trainer {
         // The encoder sees x - b_dec, so whatever moves pre by g through b_enc moves it by -g w_enc through b_dec: one
         // product with a vector instead of the gradient of every row of x.
         let through_encoder = b_enc.clone().unsqueeze::<2>().matmul(sae.w_enc.clone().no_grad());
+        let of_gate = self.gate.as_ref().map(|gate| {
+            let (r_mag, b_mag) = (gradient(&gate.r_mag, &mut grads), gradient(&gate.b_mag, &mut grads));
+            (gate.gate_bias_gradient(b_enc.clone(), b_mag.clone()), [r_mag, b_mag])
+        });
+        let (b_enc, gate) = match of_gate {
+            Some((b_enc, gate)) => (b_enc, Some(gate)),
+            None => (b_enc, None),
+        };
         Gradients {
+            gate,
             w_enc: gradient(&sae.w_enc, &mut grads),
             b_enc,
             w_dec: gradient(&sae.w_dec, &mut grads),
@@ -281,6 +320,10 @@ impl Trainer {
         let unit = Constraint::UnitRows;
         sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, 1.0, unit);
         sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, 1.0, free);
+        if let (Some(gate), Some([r_mag, b_mag]), Some(of_gate)) = (&mut self.gate, gradients.gate, &mut opt.gate) {
+            gate.r_mag = adam.step(gate.r_mag.extract(), r_mag, &mut of_gate[0], lr, 1.0, free);
+            gate.b_mag = adam.step(gate.b_mag.extract(), b_mag, &mut of_gate[1], lr, 1.0, free);
+        }
         let threshold = sae
             .threshold
             .take()

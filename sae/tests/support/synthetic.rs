@@ -70,9 +70,10 @@ impl Place {
             ("train.batch", "128"),
         ];
         // A penalty decides for these, and a k beside it is refused.
+        let free = ["relu", "jumprelu", "gated"];
         let free = sets
             .iter()
-            .any(|s| *s == ("sae.method", "relu") || *s == ("sae.method", "jumprelu"));
+            .any(|(key, value)| *key == "sae.method" && free.contains(value));
         let own = own.iter().filter(|s| !(free && s.0 == "sae.k"));
         let sets = own.chain(sets).map(|&(k, v)| (k.to_owned(), v.to_owned()));
         RunConfig::from_toml("", &sets.collect::<Vec<_>>()).unwrap()

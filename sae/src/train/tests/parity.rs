@@ -14,6 +14,7 @@ use crate::config::Method;
 use crate::dictionary::Sae;
 use crate::objective::{Forward, Objective};
 use crate::optimizer::{Adam, Moments};
+use crate::sparsifier::Gate;
 
 const D_IN: usize = 16;
 const D_SAE: usize = 48;
@@ -75,7 +76,12 @@ impl Peer {
                 w_dec: Moments::new([D_SAE, D_IN], &device),
                 b_dec: moments(D_IN),
                 threshold: self.has("threshold").then(|| moments(D_SAE)),
+                gate: self.has("r_mag").then(|| [moments(D_SAE), moments(D_SAE)]),
             },
+            gate: self.has("r_mag").then(|| Gate {
+                r_mag: vector("r_mag"),
+                b_mag: vector("b_mag"),
+            }),
             silence: Silence::new(D_SAE, 1000),
             scale: 1.0,
             variance: 1.0,
@@ -110,17 +116,20 @@ impl Peer {
         self.close("recon", &read(&pass.recon));
     }
 
-    fn check_gradients(&self, gradients: &Gradients, but: &[&str]) {
+    fn check_gradients(&self, gradients: &Gradients) {
         let of = |name: &str| match name {
             "w_enc" => read(&gradients.w_enc),
             "b_enc" => read(&gradients.b_enc),
             "w_dec" => read(&gradients.w_dec),
             "b_dec" => read(&gradients.b_dec),
-            _ => read(gradients.threshold.as_ref().unwrap()),
+            "threshold" => read(gradients.threshold.as_ref().unwrap()),
+            "r_mag" => read(&gradients.gate.as_ref().unwrap()[0]),
+            _ => read(&gradients.gate.as_ref().unwrap()[1]),
         };
-        let mut names = vec!["w_enc", "b_enc", "w_dec", "b_dec"];
-        names.extend(self.has("grad.threshold").then_some("threshold"));
-        for name in names.into_iter().filter(|name| !but.contains(name)) {
+        let mut names = vec!["w_enc", "b_enc", "w_dec", "b_dec", "threshold", "r_mag", "b_mag"];
+        names.retain(|name| self.has(&format!("grad.{name}")));
+        assert!(names.len() >= 4);
+        for name in names {
             self.close(&format!("grad.{name}"), &of(name));
         }
     }
@@ -199,6 +208,12 @@ fn saelens_has_the_same_codes_losses_and_gradients() {
             format!("{mse}[l0]\nweight = 0.3\ntarget = 4.0\n{none}"),
             vec![("l0", "l0_loss", 0.3)],
         ),
+        (
+            "gated",
+            Method::Gated,
+            format!("{mse}[gate]\nfrozen = false\n[l1]\nweight = 0.7\n{none}"),
+            vec![("gate", "auxiliary_reconstruction_loss", 1.0), ("l1", "l1_loss", 0.7)],
+        ),
         ("topk", Method::TopK, mse.into(), vec![]),
         ("abs_topk", Method::AbsTopK, mse.into(), vec![]),
         ("batch_topk", Method::BatchTopK, mse.into(), vec![]),
@@ -207,7 +222,8 @@ fn saelens_has_the_same_codes_losses_and_gradients() {
         let peer = Peer::new(name);
         let aux_name = "auxiliary_reconstruction_loss";
         // Theirs is a mean over the batch; ours is over the residual's spread, which has no gradient.
-        let aux_weight = match peer.has(&format!("part.{aux_name}")) {
+        let has_aux = peer.has(&format!("part.{aux_name}")) && method != Method::Gated;
+        let aux_weight = match has_aux {
             true => 0.5 * residual_spread(&peer.forward(&peer.trainer(method, mse, 0.0))) / BATCH as f64,
             false => 0.0,
         };
@@ -227,7 +243,7 @@ fn saelens_has_the_same_codes_losses_and_gradients() {
         }
         near(&format!("{name} loss"), &[total], &peer.read("loss"));
         drop(pass);
-        peer.check_gradients(&trainer.gradients(loss), &[]);
+        peer.check_gradients(&trainer.gradients(loss));
     }
 }
 
@@ -248,7 +264,7 @@ fn the_matryoshka_of_saelens_is_ours_summed_over_its_levels() {
     near("levels", &[3.0 * ours], &[levels]);
     near("loss", &[total], &peer.read("loss"));
     drop(pass);
-    peer.check_gradients(&trainer.gradients(loss), &[]);
+    peer.check_gradients(&trainer.gradients(loss));
 }
 
 /// sparsify cuts its auxiliary code at zero and keeps its gradient from the encoder; ours reaches it on purpose. So the
@@ -264,7 +280,7 @@ fn sparsify_has_the_same_codes_losses_and_gradients_but_for_the_encoders_of_dead
     let loss = trainer.objective.loss(&pass);
     near("fvu", &[loss.read().unwrap().0], &[peer.part("fvu")]);
     drop(pass);
-    peer.check_gradients(&trainer.gradients(loss), &[]);
+    peer.check_gradients(&trainer.gradients(loss));
 
     // Theirs is over the variance of the batch.
     let x = peer.read("x");
@@ -292,7 +308,7 @@ fn the_references_count_what_they_left_out() {
     let metadata = header["__metadata__"].as_object().unwrap();
     let counted = metadata.iter().filter(|(key, _)| key.starts_with("left_out."));
     let counts: Vec<usize> = counted.map(|(_, n)| n.as_str().unwrap().parse().unwrap()).collect();
-    assert_eq!(counts.len(), 9);
+    assert_eq!(counts.len(), 10);
     assert!(counts.iter().all(|n| *n <= 2), "{metadata:?}");
     assert!(metadata.contains_key("sae-lens") && metadata.contains_key("eai-sparsify"));
 }

@@ -54,15 +54,17 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command {
-        Command::Demo(args) => demo::run(args),
-        Command::Harvest(args) => harvest::run(args),
-        Command::Train(args) => train::run(args),
-        Command::Features(args) => features::run(args),
-        Command::Serve(args) => serve::run(args),
-        Command::Inspect(args) => inspect::run(args),
-        Command::Completions(args) => completions::run(args),
-    };
+    let done = activations::cpu::check()
+        .map_err(Into::into)
+        .and_then(|()| match cli.command {
+            Command::Demo(args) => demo::run(args),
+            Command::Harvest(args) => harvest::run(args),
+            Command::Train(args) => train::run(args),
+            Command::Features(args) => features::run(args),
+            Command::Serve(args) => serve::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Completions(args) => completions::run(args),
+        });
     done.unwrap_or_else(|error| {
         eprintln!("error: {}", sentence(&error));
         ExitCode::FAILURE

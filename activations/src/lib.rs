@@ -7,6 +7,7 @@
 pub mod atomic;
 pub mod context;
 pub mod corpus;
+pub mod cpu;
 pub mod device;
 pub mod dtype;
 mod error;
@@ -19,6 +20,7 @@ pub mod mapped;
 pub mod model;
 pub mod npy;
 pub mod objects;
+pub mod product;
 pub mod progress;
 pub mod safetensors_file;
 pub mod source;

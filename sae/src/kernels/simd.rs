@@ -1,56 +1,9 @@
 //! Arithmetic on single rows, compiled once for every instruction set and chosen when the program runs.
 //!
-//! A build for the oldest processor would leave three quarters of a new one idle, and a build for the newest would not
-//! start on the old. So each kernel has one plain body that LLVM vectorises, and one copy of it a level. The body
+//! Each kernel has one plain body that LLVM vectorises, and one copy of it a level ([`activations::cpu`]). The body
 //! fixes the order of every sum, so results depend on the level alone, never on the number of threads.
-//!
-//! `SAE_CPU=scalar|avx2|avx512` lowers the level: to compare, and to reproduce what another machine computed.
 
-use std::sync::OnceLock;
-
-/// What the processor can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// What every processor of the architecture has.
-    Scalar,
-    /// 256-bit vectors with fused multiply-add.
-    Avx2,
-    /// 512-bit vectors.
-    Avx512,
-}
-
-/// The level in use: the best that this processor has, or less if `SAE_CPU` says so.
-pub fn level() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        let wanted = match std::env::var("SAE_CPU").as_deref() {
-            Ok("scalar") => Level::Scalar,
-            Ok("avx2") => Level::Avx2,
-            _ => Level::Avx512,
-        };
-        wanted.min(detected())
-    })
-}
-
-#[cfg(target_arch = "x86_64")]
-fn detected() -> Level {
-    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-        Level::Scalar
-    } else if is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-    {
-        Level::Avx512
-    } else {
-        Level::Avx2
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn detected() -> Level {
-    Level::Scalar
-}
+pub use activations::cpu::{Level, level};
 
 /// `name(level, arguments)` runs `body::<FMA>(arguments)` compiled for `level`.
 macro_rules! for_each_level {
@@ -70,7 +23,7 @@ macro_rules! for_each_level {
                 // A level that this processor lacks would be undefined behaviour, whoever asked for it.
                 match level.min($crate::kernels::simd::level()) {
                     // SAFETY: `level()` is at most what was detected on this processor.
-                    $crate::kernels::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::kernels::simd::Level::Avx512 | $crate::kernels::simd::Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::kernels::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::kernels::simd::Level::Scalar => {}

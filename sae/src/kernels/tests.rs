@@ -416,7 +416,7 @@ proptest! {
         let rows: Vec<u32> = (0..n).map(|_| rng.random_range(0..9)).collect();
         let signed: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
         let weights = uniform(&mut rng, n);
-        for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
+        for level in Level::ALL {
             let mut out = vec![f32::NAN; width];
             simd::sum_rows(level, &mut out, &rows, &weights, &table);
             let code = HostCode {

@@ -1,0 +1,156 @@
+//! Products with a matrix that stays: weights in bf16, sums in f32.
+//!
+//! A transformer multiplies by the same matrices all day, so they are rounded and laid out once, in the order in which the
+//! processor wants them, and half the memory flows. The products of two bf16 numbers are exact in f32; only their sum is
+//! rounded.
+//!
+//! The one decision: **the order of every sum is part of the definition.** For each output, in the order of the input
+//! pairs, the product of the odd element is added, then that of the even one, each addition rounded to f32. That is what
+//! the processors' own instruction does, so every level gives the same bits (sums below 1e-38 aside, which the
+//! instruction takes for zero): what was computed with the instruction can be computed again without it, and the bytes
+//! of a store do not depend on who wrote it.
+//!
+//! ```
+//! use activations::product::Bf16Matrix;
+//!
+//! let matrix = Bf16Matrix::new(&[1.0, 0.5, 0.0, -2.0], 2, Some(&[0.0, 1.0])); // two rows, [d_out, d_in]
+//! let mut out = [0.0; 2];
+//! matrix.product(&[4.0, 1.0], &mut out);
+//! assert_eq!(out, [4.5, -1.0]);
+//! ```
+
+mod kernel;
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use crate::cpu::{self, Level};
+
+/// Outputs that are computed together: three registers of the widest vectors, eight rows of them.
+const PANEL: usize = 48;
+/// Rows that are computed together.
+const TILE: usize = 8;
+/// Pairs of inputs that are held converted at a time: 256 KiB, so that they stay in the cache while panels pass by.
+const BLOCK_PAIRS: usize = 64 << 10;
+
+/// A matrix `[d_out, d_in]` rounded to bf16, with a bias, laid out for [`product`](Self::product).
+#[derive(Clone, Debug)]
+pub struct Bf16Matrix {
+    d_in: usize,
+    d_out: usize,
+    /// `[panels, pairs, PANEL]`: two neighbouring inputs of one output in a word, the even one in the low half. What is
+    /// beyond `d_in` and `d_out` is zero.
+    words: Vec<u32>,
+    /// `[panels * PANEL]`: what sums start from.
+    bias: Vec<f32>,
+}
+
+impl Bf16Matrix {
+    /// Rounds `rows`, `[d_out, d_in]`, to the nearest bf16, ties to even; subnormal numbers become zero.
+    ///
+    /// # Panics
+    /// If `rows` is not whole rows, `d_in` is zero, or `bias` is not one number a row.
+    pub fn new(rows: &[f32], d_in: usize, bias: Option<&[f32]>) -> Self {
+        assert!(d_in > 0 && rows.len().is_multiple_of(d_in), "rows of {d_in} values");
+        let d_out = rows.len() / d_in;
+        let (pairs, panels) = (d_in.div_ceil(2), d_out.div_ceil(PANEL));
+        let mut words = vec![0; panels * pairs * PANEL];
+        for (row, values) in rows.chunks_exact(d_in).enumerate() {
+            let panel = &mut words[row / PANEL * pairs * PANEL..][..pairs * PANEL];
+            for (pair, values) in values.chunks(2).enumerate() {
+                panel[pair * PANEL + row % PANEL] = kernel::word(values[0], values.get(1).copied().unwrap_or(0.0));
+            }
+        }
+        let mut padded = vec![0.0; panels * PANEL];
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), d_out, "a bias for each of {d_out} outputs");
+            padded[..d_out].copy_from_slice(bias);
+        }
+        Self {
+            d_in,
+            d_out,
+            words,
+            bias: padded,
+        }
+    }
+
+    /// Values of an input row.
+    pub fn d_in(&self) -> usize {
+        self.d_in
+    }
+
+    /// Values of an output row.
+    pub fn d_out(&self) -> usize {
+        self.d_out
+    }
+
+    /// `out = round(x) W^T + b` on the calling thread. `x`: `[rows, d_in]`; `out`: `[rows, d_out]`, overwritten.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn product(&self, x: &[f32], out: &mut [f32]) {
+        self.product_at(cpu::level(), x, out);
+    }
+
+    /// As [`product`](Self::product), on the threads of rayon's pool, to the same bits.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn product_parallel(&self, x: &[f32], out: &mut [f32]) {
+        self.check(x, out);
+        let rows = self.block_rows();
+        x.par_chunks(rows * self.d_in)
+            .zip(out.par_chunks_mut(rows * self.d_out))
+            .for_each(|(x, out)| self.product(x, out));
+    }
+
+    fn check(&self, x: &[f32], out: &[f32]) {
+        let rows = x.len() / self.d_in;
+        assert!(
+            x.len() == rows * self.d_in && out.len() == rows * self.d_out,
+            "{} values by [{}, {}] into {}",
+            x.len(),
+            self.d_out,
+            self.d_in,
+            out.len()
+        );
+    }
+
+    /// Rows that are converted at a time.
+    fn block_rows(&self) -> usize {
+        (BLOCK_PAIRS / self.d_in.div_ceil(2))
+            .next_multiple_of(TILE)
+            .clamp(TILE, 32 * TILE)
+    }
+
+    /// `product` with the kernel of a level that this processor has, or of the one in use if that is less.
+    fn product_at(&self, level: Level, x: &[f32], out: &mut [f32]) {
+        thread_local! {
+            static CONVERTED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+        }
+        self.check(x, out);
+        if self.d_out == 0 {
+            return;
+        }
+        let (pairs, block) = (self.d_in.div_ceil(2), self.block_rows());
+        CONVERTED.with_borrow_mut(|words| {
+            for (x, out) in x.chunks(block * self.d_in).zip(out.chunks_mut(block * self.d_out)) {
+                words.resize(x.len() / self.d_in * pairs, 0);
+                kernel::convert(level, x, self.d_in, words);
+                let panels = self
+                    .words
+                    .chunks_exact(pairs * PANEL)
+                    .zip(self.bias.chunks_exact(PANEL));
+                for (number, (panel, bias)) in panels.enumerate() {
+                    let first = number * PANEL;
+                    let columns = first..self.d_out.min(first + PANEL);
+                    kernel::panel(level, words, pairs, panel, bias, columns, out, self.d_out);
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use activations::harvest::{ContextStream, HarvestOptions};
 use activations::hooks::{HookPoint, Site};
 use activations::hub::{Hub, ModelDir};
 use activations::model::Transformer;
+use activations::product::Precision;
 use activations::store::Store;
 use activations::tokenizer::Tokenizer;
 use activations::{ContextSource, Device, Outcome, Progress, Stop};
@@ -61,6 +62,9 @@ pub struct Args {
     /// cpu, cuda[:i] or vulkan[:i]
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: Device,
+    /// What the model multiplies, with --text: f32 or bf16, as `sae harvest` has it
+    #[arg(long, value_name = "FORMAT", default_value = "f32")]
+    precision: Precision,
     /// Print the index's manifest as JSON on the standard output
     #[arg(long)]
     json: bool,
@@ -100,6 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, Some(model)) => Source::Text {
             model,
             text: &args.text,
+            precision: args.precision,
         },
         (None, None) => bail!("--text needs --model: which model should read it?"),
     };
@@ -139,6 +144,8 @@ pub enum Source<'a> {
         model: &'a ModelDir,
         /// The text.
         text: &'a Text,
+        /// What the model multiplies.
+        precision: Precision,
     },
 }
 
@@ -163,7 +170,9 @@ pub fn features(
     let hook_wanted = card.hook.clone();
     let mut input = match source {
         Source::Store { acts, model } => from_store(acts, model, hook_wanted.as_deref(), device)?,
-        Source::Text { model, text } => from_text(model, text, hook_wanted.as_deref(), device, progress)?,
+        Source::Text { model, text, precision } => {
+            from_text(model, text, hook_wanted.as_deref(), device, precision, progress)?
+        }
     };
     let d_vocab = input.unembedding.as_ref().map_or(0, |u| u.len() / sae.d_in().max(1));
     let needs = estimate(
@@ -261,11 +270,13 @@ fn from_text(
     text: &Text,
     wanted: Option<&str>,
     device: Device,
+    precision: Precision,
     progress: &dyn Progress,
 ) -> anyhow::Result<Input> {
     let hook = wanted.context("the dictionary does not say which hook it belongs to: build its index from --acts")?;
     let mut options = HarvestOptions {
         device,
+        precision,
         ..text.options(model, vec![hook.to_owned()])
     };
     options.fetch_texts(&Hub::from_env(), progress)?;

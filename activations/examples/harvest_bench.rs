@@ -1,4 +1,4 @@
-//! How fast a model is harvested: `harvest_bench MODEL TEXT HOOK TOKENS [CONTEXT]` prints one line of JSON.
+//! How fast a model is harvested: `harvest_bench MODEL TEXT HOOK TOKENS [CONTEXT [PRECISION]]` prints one line of JSON.
 //!
 //! The activations are computed and dropped: no store is written, so that the figure compares with a forward pass of
 //! other tools that keeps its hidden states in memory. The first batches warm up and are not counted.
@@ -11,11 +11,12 @@ use activations::harvest::{ContextStream, HarvestOptions, plan};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, text, hook, tokens, rest @ ..] = &arguments[..] else {
-        return Err("usage: harvest_bench MODEL TEXT HOOK TOKENS [CONTEXT]".into());
+        return Err("usage: harvest_bench MODEL TEXT HOOK TOKENS [CONTEXT [PRECISION]]".into());
     };
     let mut options = HarvestOptions::new(model, vec![text.into()], hook);
     options.tokens = Some(tokens.parse()?);
     options.context = rest.first().map(|c| c.parse()).transpose()?;
+    options.precision = rest.get(1).map(|p| p.parse()).transpose()?.unwrap_or_default();
     let plan = plan(&options)?;
     let estimate = *plan.estimate();
     let mut stream = ContextStream::new(plan)?;

@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::hooks::HookPoint;
 use crate::hub::{Hub, is_url};
 use crate::model::Transformer;
+use crate::product::Precision;
 use crate::progress::Progress;
 use crate::store::{Part, SHARD_BYTES};
 use crate::tokenizer::Tokenizer;
@@ -72,6 +73,8 @@ pub struct HarvestOptions {
     pub part: Part,
     /// Where the model runs.
     pub device: Device,
+    /// What the model multiplies.
+    pub precision: Precision,
 }
 
 impl HarvestOptions {
@@ -92,6 +95,7 @@ impl HarvestOptions {
             contexts_per_shard: None,
             part: Part::WHOLE,
             device: Device::Cpu,
+            precision: Precision::F32,
         }
     }
 
@@ -250,7 +254,7 @@ pub fn plan(options: &HarvestOptions) -> Result<HarvestPlan> {
             .chain(special)
             .collect(),
     };
-    let model = Transformer::load(&options.model, &options.device.open()?)?;
+    let model = Transformer::load_in(&options.model, &options.device.open()?, options.precision)?;
     let recorder = Recorder::new(model, hooks, skipped, context, options.device)?;
     let estimate = estimate(&recorder, &corpus, options)?;
     Ok(HarvestPlan {
@@ -310,7 +314,7 @@ fn estimate(recorder: &Recorder, corpus: &Corpus, options: &HarvestOptions) -> R
         tokens,
         rows,
         disk_bytes,
-        memory_bytes: memory(recorder, corpus, widths),
+        memory_bytes: memory(recorder, corpus, widths, options.precision),
         tokens_per_second,
     })
 }
@@ -333,7 +337,7 @@ fn measure(recorder: &Recorder, sample: &[Context]) -> Result<f64> {
 }
 
 /// Parameters, the values of the passes that run side by side, and the batches between the threads.
-fn memory(recorder: &Recorder, corpus: &Corpus, widths: usize) -> u64 {
+fn memory(recorder: &Recorder, corpus: &Corpus, widths: usize, precision: Precision) -> u64 {
     let config = recorder.model().config();
     let context = corpus.options().context;
     let in_flight = (recorder.unit() * rayon::current_num_threads())
@@ -348,5 +352,9 @@ fn memory(recorder: &Recorder, corpus: &Corpus, widths: usize) -> u64 {
         None => 0,
     };
     let fixed = (96 << 20) + shuffled;
-    4 * (recorder.model().num_parameters() + (in_flight * per_token + batches) as u64) + fixed
+    let parameter = match precision {
+        Precision::F32 => 4,
+        Precision::Bf16 => 2,
+    };
+    parameter * recorder.model().num_parameters() + 4 * (in_flight * per_token + batches) as u64 + fixed
 }

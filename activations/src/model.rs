@@ -40,6 +40,7 @@ use self::weights::{BlockWeights, Linear, Weights};
 use crate::error::{Error, Result};
 use crate::fingerprint::fingerprint;
 use crate::hooks::{HookPoint, Hooks, Site};
+use crate::product::Precision;
 
 /// A transformer with its parameters on a device.
 pub struct Transformer {
@@ -57,13 +58,28 @@ impl Transformer {
     /// When a file is missing, truncated or hostile; when the architecture is unknown (the known ones are listed) or
     /// the config promises something that is not implemented; when a tensor is missing, extra or of another shape.
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
+        Self::load_in(dir, device, Precision::F32)
+    }
+
+    /// As [`load`](Self::load), with the products of the blocks in `precision`. Attention's scores and mixtures, the
+    /// embedding and the logits are f32 always.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); [`Error::Invalid`] for [`Precision::Bf16`] anywhere but on the processor.
+    pub fn load_in(dir: &Path, device: &Device, precision: Precision) -> Result<Self> {
+        let on_host = *device == Device::flex();
+        if precision == Precision::Bf16 && !on_host {
+            return Err(Error::Invalid(
+                "products in bf16 are computed on the cpu only: leave --precision out, or take --device cpu".into(),
+            ));
+        }
         let (family, config) = family::read(dir)?;
-        let weights = weights::load(dir, family, &config, device)?;
+        let weights = weights::load(dir, family, &config, device, precision)?;
         Ok(Self {
             config,
             weights,
             device: device.clone(),
-            on_host: *device == Device::flex(),
+            on_host,
         })
     }
 
@@ -228,8 +244,12 @@ impl Transformer {
 
     /// `x W + b`.
     fn linear(&self, x: Tensor<3>, linear: &Linear) -> Tensor<3> {
-        let y = product(x, linear.weight.clone());
-        match &linear.bias {
+        let (weight, bias) = match linear {
+            Linear::Plain { weight, bias } => (weight, bias),
+            Linear::Bf16(matrix) => return host::multiply(x, matrix),
+        };
+        let y = product(x, weight.clone());
+        match bias {
             None => y,
             Some(bias) if self.on_host => host::map(y, |values, _| host::shift(values, &bias.values)),
             Some(bias) => y + bias.tensor.clone().unsqueeze(),

@@ -22,10 +22,55 @@
 mod kernel;
 
 use std::cell::RefCell;
+use std::fmt;
+use std::str::FromStr;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::cpu::{self, Level};
+use crate::error::{Error, Result};
+
+/// What a model multiplies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Weights and values in f32.
+    #[default]
+    F32,
+    /// Weights and values rounded to bf16, sums in f32; what lies between two products stays f32.
+    Bf16,
+}
+
+impl Precision {
+    /// Whether this is the default, which manifests leave out.
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::Invalid(format!(
+                "{text:?} is no precision: expected f32 or bf16"
+            ))),
+        }
+    }
+}
 
 /// Outputs that are computed together: three registers of the widest vectors, eight rows of them.
 const PANEL: usize = 48;

@@ -207,6 +207,7 @@ pub(super) fn spec(plan: &HarvestPlan) -> Result<StoreSpec> {
         dtype,
         keep_special,
         tokens,
+        precision,
         ..
     } = &plan.options;
     let config = plan.model().config();
@@ -224,6 +225,7 @@ pub(super) fn spec(plan: &HarvestPlan) -> Result<StoreSpec> {
         n_layers: config.n_layers,
         d_model: config.d_model,
         vocab_size: config.d_vocab,
+        precision: *precision,
     };
     let corpus = plan.corpus.options();
     let shown = |id: Option<u32>| id.map_or("none".to_owned(), |id| id.to_string());

@@ -10,6 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use pulp::Arch;
 
 use super::config::Activation;
+use crate::product::Bf16Matrix;
 
 /// Accumulators of a sum: independent of each other, so that they become vectors.
 const LANES: usize = 16;
@@ -28,6 +29,15 @@ pub(super) fn zip<const D: usize>(x: Tensor<D>, y: Tensor<D>, change: impl FnOnc
     let mut y = y.into_data();
     let y = floats(&mut y);
     map(x, |x, _| change(x, y))
+}
+
+/// `x W + b` with bf16 weights. `x: [batch, seq, d_in]` to `[batch, seq, d_out]`.
+pub(super) fn multiply(x: Tensor<3>, matrix: &Bf16Matrix) -> Tensor<3> {
+    let ([batch, seq, _], device) = (x.dims(), x.device());
+    let mut x = x.into_data();
+    let mut out = vec![0.0; batch * seq * matrix.d_out()];
+    matrix.product(floats(&mut x), &mut out);
+    Tensor::from_data(TensorData::new(out, [batch, seq, matrix.d_out()]), &device)
 }
 
 /// The values of a tensor of ours: weights are loaded as f32, and nothing changes that.

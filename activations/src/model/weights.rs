@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::config::{ModelConfig, NormKind, Placement, Positions, QkNorm, Unembed};
 use super::family::{Family, Param, Part, Place};
 use crate::error::{Error, Result};
+use crate::product::{Bf16Matrix, Precision};
 use crate::safetensors_file::SafeTensors;
 
 /// A row of parameters, where the loops over slices and where burn's operations want it.
@@ -23,11 +24,16 @@ pub(super) struct Affine {
 }
 
 /// `x W + b`.
-pub(super) struct Linear {
-    /// `[d_in, d_out]`
-    pub weight: Tensor<2>,
-    /// `[d_out]`
-    pub bias: Option<Vector>,
+pub(super) enum Linear {
+    /// In f32, on any device.
+    Plain {
+        /// `[d_in, d_out]`
+        weight: Tensor<2>,
+        /// `[d_out]`
+        bias: Option<Vector>,
+    },
+    /// In bf16, on the processor.
+    Bf16(Bf16Matrix),
 }
 
 /// Parameters of one block. Gain and bias of a norm before a product are folded into that product: `(x * g + b) W + c =
@@ -68,7 +74,13 @@ pub(super) struct Weights {
 }
 
 /// Reads every parameter of `config` from the checkpoint in `dir`.
-pub(super) fn load(dir: &Path, family: &Family, config: &ModelConfig, device: &Device) -> Result<Weights> {
+pub(super) fn load(
+    dir: &Path,
+    family: &Family,
+    config: &ModelConfig,
+    device: &Device,
+    precision: Precision,
+) -> Result<Weights> {
     let file = SafeTensors::open_model(dir)?;
     let mut loader = Loader {
         dir,
@@ -77,6 +89,7 @@ pub(super) fn load(dir: &Path, family: &Family, config: &ModelConfig, device: &D
         prefix: prefix(&file, family, config),
         file,
         device,
+        precision,
         used: BTreeSet::new(),
         count: 0,
     };
@@ -123,6 +136,7 @@ struct Loader<'a> {
     prefix: &'static str,
     file: SafeTensors,
     device: &'a Device,
+    precision: Precision,
     used: BTreeSet<String>,
     count: u64,
 }
@@ -316,8 +330,11 @@ impl Loader<'_> {
                 row.iter_mut().zip(&norm.gain).for_each(|(v, g)| *v *= g);
             }
         }
+        if self.precision == Precision::Bf16 {
+            return Ok(Linear::Bf16(Bf16Matrix::new(&values, d_in, bias.as_deref())));
+        }
         let matrix = Tensor::<2>::from_data(TensorData::new(values, [d_out, d_in]), self.device);
-        Ok(Linear {
+        Ok(Linear::Plain {
             weight: matrix.transpose(),
             bias: bias.map(|bias| self.tensor(&bias)),
         })

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
+use crate::product::Precision;
 
 /// Activation bytes that a shard should hold, all hooks together.
 pub(crate) const SHARD_BYTES: u64 = 64 << 20;
@@ -47,6 +48,9 @@ pub struct ModelRef {
     pub d_model: usize,
     /// Number of tokens that it knows.
     pub vocab_size: usize,
+    /// What its products were computed in; f32 if absent.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
 }
 
 /// The text that activations come from, and how it was cut into contexts.

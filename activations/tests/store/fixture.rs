@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use activations::product::Precision;
 use activations::store::{CorpusRef, HookSpec, ModelRef, StoreSpec, StoreWriter};
 use activations::{ActDtype, Context, DocumentRef, RowRef, Spans};
 
@@ -17,6 +18,7 @@ pub fn spec(dtype: ActDtype) -> StoreSpec {
         d_in,
     });
     let model = ModelRef {
+        precision: Precision::F32,
         name: "tiny".into(),
         n_layers: 2,
         d_model: 24,

@@ -147,6 +147,13 @@ pub trait Hooks {
     /// Called once a pass at each place, in order. `x: [batch, seq, width] -> [batch, seq, width]`; the pass continues
     /// with what is returned, which must have the same shape.
     fn visit(&mut self, at: HookPoint, x: Tensor<3>) -> Tensor<3>;
+
+    /// Whether the value at a place is looked at or replaced. Where it is not, the pass may do without it: attention
+    /// patterns are then never whole in memory, and their hook is not visited.
+    fn looks_at(&self, at: HookPoint) -> bool {
+        let _ = at;
+        true
+    }
 }
 
 /// Looks at nothing and changes nothing.
@@ -155,6 +162,10 @@ pub struct NoHooks;
 impl Hooks for NoHooks {
     fn visit(&mut self, _: HookPoint, x: Tensor<3>) -> Tensor<3> {
         x
+    }
+
+    fn looks_at(&self, _: HookPoint) -> bool {
+        false
     }
 }
 
@@ -191,6 +202,10 @@ impl Hooks for Record {
             self.values.insert(at, x.clone());
         }
         x
+    }
+
+    fn looks_at(&self, at: HookPoint) -> bool {
+        self.wanted.contains(&at)
     }
 }
 

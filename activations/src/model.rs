@@ -368,8 +368,14 @@ impl Block<'_> {
             Some(affine) => self.norm.apply_by(affine.gain.values.len(), x, affine),
             None => x,
         });
-        let pattern = pass.visit(self.at(Site::AttnPattern), self.attention.pattern(self.layer, q, k))?;
-        let z = pass.visit(self.at(Site::AttnZ), self.attention.mix(pattern, v))?;
+        let pattern = self.at(Site::AttnPattern);
+        let z = if model.on_host && !pass.looks_at(pattern) {
+            self.attention.fused(self.layer, q, k, v)
+        } else {
+            let pattern = pass.visit(pattern, self.attention.pattern(self.layer, q, k))?;
+            self.attention.mix(pattern, v)
+        };
+        let z = pass.visit(self.at(Site::AttnZ), z)?;
         Some(model.linear(z, &w.o))
     }
 
@@ -392,6 +398,11 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Whether somebody wants to see the value there, or the pass ends there.
+    fn looks_at(&self, at: HookPoint) -> bool {
+        self.until == Some(at) || self.hooks.looks_at(at)
+    }
+
     /// Shows `x` to the hooks; `None` ends the pass.
     fn visit(&mut self, at: HookPoint, x: Tensor<3>) -> Option<Tensor<3>> {
         debug_assert!(!self.done, "a pass that ended goes on");

@@ -1,4 +1,4 @@
-//! Products with a matrix that stays: weights in bf16, sums in f32.
+//! Products of our own: with a matrix that stays, weights in bf16 and sums in f32; and [`dense`] ones of slices in f32.
 //!
 //! A transformer multiplies by the same matrices all day, so they are rounded and laid out once, in the order in which the
 //! processor wants them, and half the memory flows. The products of two bf16 numbers are exact in f32; only their sum is
@@ -19,6 +19,7 @@
 //! assert_eq!(out, [4.5, -1.0]);
 //! ```
 
+mod dense;
 mod kernel;
 
 use std::cell::RefCell;
@@ -28,6 +29,7 @@ use std::str::FromStr;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use self::dense::{Strided, dense, dense_parallel};
 use crate::cpu::{self, Level};
 use crate::error::{Error, Result};
 

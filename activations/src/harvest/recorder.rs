@@ -175,4 +175,8 @@ impl Hooks for Rows<'_> {
         }
         x
     }
+
+    fn looks_at(&self, at: HookPoint) -> bool {
+        self.wanted.iter().any(|&(hook, _)| hook == at)
+    }
 }

@@ -1,8 +1,11 @@
 //! Attention with grouped heads: causal or over a whole context, in windows, with rotary positions or none.
 
+mod fused;
+
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
+use self::fused::Heads;
 use super::config::{ModelConfig, Positions};
 use super::host::{self, Look};
 use super::rope::Rope;
@@ -82,6 +85,40 @@ impl<'a> Attention<'a> {
             .reshape([batch, seq, heads * d_head])
     }
 
+    /// [`pattern`](Self::pattern) and [`mix`](Self::mix) in one, on the processor, where nobody looks at the pattern.
+    pub(super) fn fused(&self, layer: usize, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
+        let c = self.config;
+        let heads = Heads {
+            batch: self.batch,
+            seq: self.seq,
+            n_heads: c.n_heads,
+            n_kv_heads: c.n_kv_heads,
+            d_head: c.d_head,
+        };
+        let [mut q, mut k] = [(q, c.n_heads), (k, c.n_kv_heads)].map(|(x, n)| self.heads(layer, x, n).into_data());
+        let mut v = v.into_data();
+        let [q, k, v] = [&mut q, &mut k, &mut v].map(host::floats);
+        let z = fused::attend(&heads, q, k, v, &self.looking(layer));
+        Tensor::from_data(
+            TensorData::new(z, [self.batch, self.seq, c.n_heads * c.d_head]),
+            &self.device,
+        )
+    }
+
+    /// Who sees whom in a layer, for the loops over slices.
+    fn looking(&self, layer: usize) -> Look<'_> {
+        let attention = &self.config.attention;
+        Look {
+            seq: self.seq,
+            rows: self.config.n_heads * self.seq,
+            causal: attention.causal,
+            window: self.window(layer),
+            lengths: &self.lengths,
+            scale: attention.scale as f32,
+            cap: attention.cap.map(|cap| cap as f32),
+        }
+    }
+
     fn window(&self, layer: usize) -> Option<usize> {
         self.config.attention.windows[layer]
     }
@@ -107,15 +144,7 @@ impl<'a> Attention<'a> {
         let attention = &self.config.attention;
         let window = self.window(layer);
         let Some(hidden) = &self.hidden else {
-            let look = Look {
-                seq: self.seq,
-                rows: self.config.n_heads * self.seq,
-                causal: attention.causal,
-                window,
-                lengths: &self.lengths,
-                scale: attention.scale as f32,
-                cap: attention.cap.map(|cap| cap as f32),
-            };
+            let look = self.looking(layer);
             return host::map(scores, |scores, _| host::softmax(scores, &look));
         };
         let scores = scores * attention.scale;

@@ -6,6 +6,8 @@
 //! pulp. The loops stay on the thread that calls them: a pass over few contexts fits its cache, and whoever has many
 //! runs several passes side by side. On other devices, and where gradients are tracked, burn's operations do the same.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData};
 use pulp::Arch;
 
@@ -130,25 +132,29 @@ pub(super) struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// The keys that the query of `row` looks at.
-    fn seen(&self, row: usize) -> std::ops::Range<usize> {
-        let position = row % self.seq;
+    /// The keys that the query at a position of a context looks at.
+    pub fn seen(&self, context: usize, position: usize) -> Range<usize> {
         let end = if self.causal {
             position + 1
         } else {
-            self.lengths[row / self.rows]
+            self.lengths[context]
         };
         let start = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
         start..end
     }
 }
 
-/// Softmax of `scale * scores` over the keys that a query looks at, zero elsewhere. `scores: [.., seq, seq]`, rows are
-/// queries.
+/// Softmax of `scale * scores` over the keys that a query looks at, zero elsewhere. `scores: [batch, n_heads * seq, seq]`,
+/// rows are queries.
 pub(super) fn softmax(scores: &mut [f32], look: &Look) {
+    softmax_of(scores, look.seq, look, |row| look.seen(row / look.rows, row % look.seq));
+}
+
+/// As [`softmax`], of any rows of `width` keys; `seen` says of each row which of its keys it looks at.
+pub(super) fn softmax_of(scores: &mut [f32], width: usize, look: &Look, seen: impl Fn(usize) -> Range<usize>) {
     Arch::new().dispatch(|| {
-        for (number, row) in scores.chunks_exact_mut(look.seq).enumerate() {
-            let seen = look.seen(number);
+        for (number, row) in scores.chunks_exact_mut(width).enumerate() {
+            let seen = seen(number);
             let (before, rest) = row.split_at_mut(seen.start);
             let (row, behind) = rest.split_at_mut(seen.len());
             let mut scale = look.scale;

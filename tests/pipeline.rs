@@ -6,6 +6,8 @@
 mod acts;
 #[path = "pipeline/int8.rs"]
 mod int8;
+#[path = "pipeline/precision.rs"]
+mod precision;
 #[path = "pipeline/shards.rs"]
 mod shards;
 #[path = "pipeline/stream.rs"]
@@ -295,6 +297,10 @@ fn mistakes_are_answered_with_what_is_wrong_and_what_there_is() {
         (
             "harvest --model MODEL --text TEXT --hook hook_embed --context 9999 --out x",
             &["9999", "256"],
+        ),
+        (
+            "harvest --model MODEL --text TEXT --hook hook_embed --precision f8 --out x",
+            &["f8", "bf16"],
         ),
         ("train --acts nowhere --out x", &["nowhere"]),
         ("train --acts short.npy --out x", &["short.npy"]),

@@ -1,4 +1,4 @@
-//! How fast a store is written and read on one core, in f16 and f32, and how well the mixed reader mixes.
+//! How fast a store is written and read on one core, in f16, f32 and int8, and how well the mixed reader mixes.
 //!
 //! ```text
 //! cargo run --release -p activations --example store_bench -- [--contexts 4000] [--d-in 768] [--dir DIR] [--keep]
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
         "dtype", "pool MiB", "GB", "write", "read", "mixed", "contexts"
     );
     let mut lines = Vec::new();
-    for dtype in [ActDtype::F16, ActDtype::F32] {
+    for dtype in [ActDtype::F16, ActDtype::F32, ActDtype::Int8] {
         lines.extend(measure(&arguments, dtype)?);
     }
     println!("{}", serde_json::json!({ "store_bench": lines }));
@@ -97,7 +97,7 @@ fn measure(arguments: &Arguments, dtype: ActDtype) -> Result<Vec<serde_json::Val
     let write = (arguments.clock)() - started;
     let source = Activations::open(&dir, None)?;
     let (n, d_in) = (source.n_rows(), source.d_in());
-    let gigabytes = n as f64 * d_in as f64 * dtype.size() as f64 / 1e9;
+    let gigabytes = n as f64 * d_in as f64 * dtype.row_bytes(d_in) as f64 / d_in as f64 / 1e9;
 
     let mut batch = vec![0.0; BATCH * d_in];
     let batches = n / BATCH as u64;
@@ -117,7 +117,7 @@ fn measure(arguments: &Arguments, dtype: ActDtype) -> Result<Vec<serde_json::Val
             let took = (arguments.clock)() - started;
             // The first batch fills the pool.
             *(if i == 0 { &mut fill } else { &mut mixed }) += took;
-            let context = |row: &[f32]| (row[0] as u64) << 10 | row[1] as u64;
+            let context = |row: &[f32]| row[..3].iter().fold(0, |number, digit| number << 7 | *digit as u64);
             distinct += batch.chunks_exact(d_in).map(context).collect::<HashSet<_>>().len();
         }
         let c = arguments.contexts as f64;
@@ -144,7 +144,8 @@ fn measure(arguments: &Arguments, dtype: ActDtype) -> Result<Vec<serde_json::Val
     Ok(lines)
 }
 
-/// Writes the store. Every row begins with its context's number, in two values that f16 holds exactly.
+/// Writes the store. Every row begins with its context's number, in three digits that every format holds exactly: the
+/// value behind them, the largest of the row, makes int8's scale one.
 fn write(dir: &Path, arguments: &Arguments, dtype: ActDtype) -> Result<()> {
     let hooks = vec![HookSpec {
         name: "blocks.3.hook_resid_post".into(),
@@ -172,7 +173,8 @@ fn write(dir: &Path, arguments: &Arguments, dtype: ActDtype) -> Result<()> {
         let rows: Vec<RowRef> = (0..contexts.len() * ROWS).map(row).collect();
         for (row, act) in rows.iter().zip(acts.chunks_exact_mut(arguments.d_in)) {
             let context = next + u64::from(row.context);
-            (act[0], act[1]) = ((context >> 10) as f32, (context & 1023) as f32);
+            let digit = |shift: u32| (context >> shift & 127) as f32;
+            act[..4].copy_from_slice(&[digit(14), digit(7), digit(0), 127.0]);
         }
         writer.push(&contexts, &rows, &[&acts[..rows.len() * arguments.d_in]])?;
     }

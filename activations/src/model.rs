@@ -36,7 +36,7 @@ pub use self::config::{
 };
 use self::norm::Normalizer;
 pub use self::rope::{Rope, RopeScaling};
-use self::weights::{BlockWeights, Linear, Weights};
+use self::weights::{BlockWeights, Linear, Plain, Weights};
 use crate::error::{Error, Result};
 use crate::fingerprint::fingerprint;
 use crate::hooks::{HookPoint, Hooks, Site};
@@ -244,8 +244,8 @@ impl Transformer {
 
     /// `x W + b`.
     fn linear(&self, x: Tensor<3>, linear: &Linear) -> Tensor<3> {
-        let (weight, bias) = match linear {
-            Linear::Plain { weight, bias } => (weight, bias),
+        let Plain { weight, bias } = match linear {
+            Linear::Plain(plain) => &**plain,
             Linear::Bf16(matrix) => return host::multiply(x, matrix),
         };
         let y = product(x, weight.clone());

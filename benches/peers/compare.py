@@ -76,12 +76,15 @@ def harvest():
 
 
 def harvest_at(model, layer, tokens):
-    def ours():
-        out = work / "acts"
-        subprocess.run(["rm", "-rf", out], check=True)
-        made, peak = run(args.sae, "harvest", "--model", model, "--text", args.text, "--hook",
-                         f"blocks.{layer}.hook_resid_post", "--context", 256, "--tokens", tokens, "--out", out, "--json")
-        return {"tokens_per_s": made["tokens"] / made["seconds"], "peak_rss_mb": peak}
+    def ours(precision):
+        def contestant():
+            out = work / "acts"
+            subprocess.run(["rm", "-rf", out], check=True)
+            made, peak = run(args.sae, "harvest", "--model", model, "--text", args.text, "--hook",
+                             f"blocks.{layer}.hook_resid_post", "--context", 256, "--tokens", tokens, "--precision",
+                             precision, "--out", out, "--json")
+            return {"tokens_per_s": made["tokens"] / made["seconds"], "peak_rss_mb": peak}
+        return contestant
 
     def transformers(dtype):
         def contestant():
@@ -89,7 +92,8 @@ def harvest_at(model, layer, tokens):
             return {"tokens_per_s": made["tok_s"], "peak_rss_mb": peak}
         return contestant
 
-    return alternate({"sae": ours, "transformers": transformers("float32"), "transformers bf16": transformers("bfloat16")})
+    return alternate({"sae f32": ours("f32"), "sae bf16": ours("bf16"), "transformers f32": transformers("float32"),
+                      "transformers bf16": transformers("bfloat16")})
 
 
 def train():

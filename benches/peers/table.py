@@ -12,37 +12,40 @@ def cell(figure, digits):
     return f"{figure['median']:,.{digits}f} ({figure['min']:,.{digits}f} to {figure['max']:,.{digits}f})"
 
 
-def beside(medians, figure, digits, faster_is_larger):
-    """A row a contestant, with the ratio of medians to `sae`."""
+def beside(medians, figure, digits):
+    """A row a contestant, with the ratio of its median to that of `sae`."""
     ours = medians["sae"][figure]["median"]
     for who, figures in medians.items():
         theirs = figures[figure]["median"]
-        ratio = ours / theirs if faster_is_larger else theirs / ours
+        ratio = theirs / ours
         extra = f" {figures['fvu']['median']:.3f} |" if "fvu" in figures else ""
         yield (f"| {who} | {cell(figures[figure], digits)} | {'1' if who == 'sae' else f'{ratio:.2f}'} |"
                f" {figures['peak_rss_mb']['median']:,.0f} MB |{extra}")
 
 
 def harvest():
-    yield "| | | tokens/s | `sae` is faster by | peak memory |"
-    yield "|---|---|---|---|---|"
+    yield "| | | tokens/s | `sae` is faster by | `sae` bf16 is faster by | peak memory |"
+    yield "|---|---|---|---|---|---|"
     for place, medians in results["harvest"]["medians"].items():
-        for row in beside(medians, "tokens_per_s", 0, True):
-            yield f"| {place} {row}"
+        for who, figures in medians.items():
+            rate = figures["tokens_per_s"]
+            faster = [medians[ours]["tokens_per_s"]["median"] / rate["median"] for ours in ("sae f32", "sae bf16")]
+            yield (f"| {place} | {who} | {cell(rate, 0)} | {faster[0]:.2f} | {faster[1]:.2f} |"
+                   f" {figures['peak_rss_mb']['median']:,.0f} MB |")
             place = ""
 
 
 def train():
     yield "| | seconds a step | `sae` is faster by | peak memory | held-out FVU |"
     yield "|---|---|---|---|---|"
-    yield from beside(results["train"]["medians"], "step_s", 3, False)
+    yield from beside(results["train"]["medians"], "step_s", 3)
 
 
 def store():
     figures = results["store"]["medians"]["store_bench"]
     yield "| | write | sequential read | mixed read | peak memory of the whole |"
     yield "|---|---|---|---|---|"
-    for dtype in ("f16", "f32"):
+    for dtype in ("f16", "f32", "int8"):
         rates = {name: figure for name, figure in figures.items() if name.startswith(f"{dtype}, ")}
         mixed = "; ".join(f"{cell(figure, 2)}, {name.split(', ')[2]}" for name, figure in rates.items() if "mixed" in name)
         yield (f"| {dtype} | {cell(rates[f'{dtype}, write GB/s'], 2)} | {cell(rates[f'{dtype}, sequential read GB/s'], 2)} |"

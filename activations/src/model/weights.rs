@@ -26,14 +26,17 @@ pub(super) struct Affine {
 /// `x W + b`.
 pub(super) enum Linear {
     /// In f32, on any device.
-    Plain {
-        /// `[d_in, d_out]`
-        weight: Tensor<2>,
-        /// `[d_out]`
-        bias: Option<Vector>,
-    },
+    Plain(Box<Plain>),
     /// In bf16, on the processor.
     Bf16(Bf16Matrix),
+}
+
+/// Parameters of a product in f32.
+pub(super) struct Plain {
+    /// `[d_in, d_out]`
+    pub weight: Tensor<2>,
+    /// `[d_out]`
+    pub bias: Option<Vector>,
 }
 
 /// Parameters of one block. Gain and bias of a norm before a product are folded into that product: `(x * g + b) W + c =
@@ -334,10 +337,10 @@ impl Loader<'_> {
             return Ok(Linear::Bf16(Bf16Matrix::new(&values, d_in, bias.as_deref())));
         }
         let matrix = Tensor::<2>::from_data(TensorData::new(values, [d_out, d_in]), self.device);
-        Ok(Linear::Plain {
+        Ok(Linear::Plain(Box::new(Plain {
             weight: matrix.transpose(),
             bias: bias.map(|bias| self.tensor(&bias)),
-        })
+        })))
     }
 
     /// A tensor that nothing claims means that the forward pass would leave out something the model does.

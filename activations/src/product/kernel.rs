@@ -65,10 +65,6 @@ fn tile<const R: usize>(rows: &[u32], pairs: usize, panel: &[u32], bias: &[f32])
 }
 
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the operands of one product; they have no life of their own"
-)]
 fn panel_body(
     words: &[u32],
     pairs: usize,
@@ -121,7 +117,10 @@ pub(super) fn convert(level: Level, x: &[f32], d_in: usize, words: &mut [u32]) {
 ///
 /// `words`: `[rows, pairs]`; `panel`: `[pairs, PANEL]`; `bias`: `[PANEL]`; `out`: `[rows, d_out]`, of which `columns` are
 /// overwritten.
-#[expect(clippy::too_many_arguments, reason = "as above")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the operands of one product, which have no life of their own"
+)]
 pub(super) fn panel(
     level: Level,
     words: &[u32],
@@ -173,7 +172,6 @@ mod native {
 
     /// As [`super::panel`].
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    #[expect(clippy::too_many_arguments, reason = "as above")]
     pub(super) fn panel(
         words: &[u32],
         pairs: usize,
@@ -200,7 +198,6 @@ mod native {
 
     /// `R` rows: their sums stay in registers from the first input to the last.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    #[expect(clippy::too_many_arguments, reason = "as above")]
     fn tile<const R: usize>(
         rows: &[u32],
         pairs: usize,

@@ -6,6 +6,8 @@
 mod acts;
 #[path = "pipeline/int8.rs"]
 mod int8;
+#[path = "pipeline/killed.rs"]
+mod killed;
 #[path = "pipeline/precision.rs"]
 mod precision;
 #[path = "pipeline/shards.rs"]

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "bad_models/fuzz.rs"]
+mod fuzz;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 """Times whole commands of `sae` and of its peers, alternating, and writes medians and ratios to a JSON file.
 
 Usage: compare.py --model DIR --text FILE --out docs/performance.json [--sae target/release/sae] [--rounds 3]
-                  [--only harvest,train,store,index]
+                  [--only harvest,memory,train,store,index]
 
 `--harvest DIR:LAYER:TOKENS`, repeated, names several models and places to harvest at.
 
@@ -32,7 +32,7 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--harvest", action="append", metavar="DIR:LAYER:TOKENS", help="what to harvest (repeatable)")
 parser.add_argument("--tokens", type=int, default=100_000)
 parser.add_argument("--steps", type=int, default=8)
-parser.add_argument("--only", default="harvest,train,store,index")
+parser.add_argument("--only", default="harvest,memory,train,store,index")
 args = parser.parse_args()
 work = Path(tempfile.mkdtemp(prefix="sae-compare-"))
 
@@ -136,6 +136,26 @@ def example(name, *flags):
         numbers = {k: v for k, v in made.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         return {**numbers, "peak_rss_mb": peak}
     return contestant
+
+
+def memory():
+    """Peak memory of harvests of one and of ten million tokens, of a text that is repeated until it has so many."""
+    text, out = work / "long.txt", work / "acts"
+    with open(text, "wb") as long:
+        while long.tell() < 60_000_000:
+            long.write(Path(args.text).read_bytes())
+
+    def contestant(tokens):
+        def harvests():
+            subprocess.run(["rm", "-rf", out], check=True)
+            made, peak = run(args.sae, "harvest", "--model", args.model, "--text", text, "--hook",
+                             "blocks.0.hook_resid_post", "--context", 256, "--tokens", tokens, "--out", out, "--json")
+            return {"tokens": made["tokens"], "seconds": made["seconds"], "peak_rss_mb": peak}
+        return harvests
+
+    made = alternate({"1 M tokens": contestant("1M"), "10 M tokens": contestant("10M")})
+    subprocess.run(["rm", "-rf", out, text], check=True)
+    return made
 
 
 def store():

@@ -35,6 +35,14 @@ def harvest():
             place = ""
 
 
+def memory():
+    yield "| tokens | seconds | peak memory |"
+    yield "|---|---|---|"
+    for figures in results["memory"]["medians"].values():
+        yield (f"| {figures['tokens']['median']:,.0f} | {cell(figures['seconds'], 0)} |"
+               f" {cell(figures['peak_rss_mb'], 0)} MB |")
+
+
 def train():
     yield "| | seconds a step | `sae` is faster by | peak memory | held-out FVU |"
     yield "|---|---|---|---|---|"
@@ -66,7 +74,7 @@ def machine():
 
 
 page = text.read_text()
-for name in ("machine", "harvest", "train", "store", "index"):
+for name in ("machine", "harvest", "memory", "train", "store", "index"):
     if name in results:
         table = "\n".join(globals()[name]())
         page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + table + "\n" + m[2], page, flags=re.S)

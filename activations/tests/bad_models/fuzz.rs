@@ -88,9 +88,9 @@ fn survives(dir: &Path) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// 400 cases of 15 checkpoints, each once with changed fields and once with changed bytes: 12,000 configurations.
+    /// 15 checkpoints a case, each once with changed fields and once with changed bytes: 3,000 configurations. (12,000 were tried.)
     #[test]
     fn a_damaged_configuration_is_refused_or_runs(seed: u64) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

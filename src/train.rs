@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use activations::product::Precision;
 use activations::{ActDtype, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
 use sae::config::{RUN_TOML, RunConfig};
@@ -59,6 +60,9 @@ pub struct Args {
     /// Train on BOS and EOS, too
     #[arg(long)]
     keep_special: bool,
+    /// What the model multiplies: f32 or bf16, as `sae harvest` has it (default: f32)
+    #[arg(long, value_name = "FORMAT")]
+    precision: Option<Precision>,
     /// Of the order of the documents (default: train.seed)
     #[arg(long, value_name = "N")]
     text_seed: Option<u64>,
@@ -144,6 +148,9 @@ fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
     overrides.extend(args.text.settings()?);
     if args.keep_special {
         overrides.push(("data.keep_special".into(), "true".into()));
+    }
+    if let Some(precision) = args.precision {
+        overrides.push(("data.precision".into(), toml_string(&precision.to_string())));
     }
     if let Some(seed) = args.text_seed {
         overrides.push(("data.text_seed".into(), seed.to_string()));

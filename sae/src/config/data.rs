@@ -7,6 +7,7 @@ use activations::ActDtype;
 use activations::corpus::{Format, InvalidUtf8, Layout, Reading};
 use activations::harvest::HarvestOptions;
 use activations::hub::ModelDir;
+use activations::product::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::RunConfig;
@@ -58,6 +59,9 @@ pub struct DataConfig {
     /// Whether BOS and EOS are trained on, too. Default: they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_special: Option<bool>,
+    /// What the model multiplies: f32 or bf16. Default: f32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// Of the order of the text's documents. Default: `train.seed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_seed: Option<u64>,
@@ -86,6 +90,7 @@ impl Default for DataConfig {
             separator: None,
             invalid_utf8: None,
             keep_special: None,
+            precision: None,
             text_seed: None,
             held_out_rows: None,
             mix_memory_mib: 1024,
@@ -159,6 +164,7 @@ impl DataConfig {
             ("data.separator", self.separator.is_some()),
             ("data.invalid_utf8", self.invalid_utf8.is_some()),
             ("data.keep_special", self.keep_special.is_some()),
+            ("data.precision", self.precision.is_some()),
             ("data.text_seed", self.text_seed.is_some()),
         ];
         keys.into_iter()
@@ -188,6 +194,7 @@ impl RunConfig {
             layout: data.documents,
             keep_special: data.keep_special.unwrap_or(false),
             device: self.train.device.parse()?,
+            precision: data.precision.unwrap_or_default(),
             ..HarvestOptions::new(
                 &model.path,
                 data.text.clone().unwrap_or_default(),

@@ -26,6 +26,7 @@ fn complete() -> RunConfig {
             separator: Some("---".into()),
             invalid_utf8: Some(activations::corpus::InvalidUtf8::Refuse),
             keep_special: Some(true),
+            precision: Some(activations::product::Precision::F32),
             text_seed: Some(1),
             hook: Some("blocks.0.hook_resid_post".into()),
             acts_dtype: Some(activations::ActDtype::F16),

@@ -97,6 +97,10 @@ fn files_of_activations_and_a_model_over_a_text_exclude_each_other() {
             &[("data.acts", "acts"), ("data.text_seed", "1")],
             ["data.text_seed", "data.acts"],
         ),
+        (
+            &[("data.acts", "acts"), ("data.precision", "bf16")],
+            ["data.precision", "data.acts"],
+        ),
         (&[("data.text", "[\"t\"]")], ["data.model", "data.text"]),
         (&[("data.model", "m")], ["data.text", "data.model"]),
         (&[("data.field", "content")], ["data.field", "data.text"]),

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct L0 {
-    /// 1e-3.
+    /// 3e-3.
     pub weight: f64,
     /// Share of the run over which the weight rises from 0. 0.05.
     pub warmup_share: f64,
@@ -28,7 +28,7 @@ pub struct L0 {
 impl Default for L0 {
     fn default() -> Self {
         Self {
-            weight: 1e-3,
+            weight: 3e-3,
             warmup_share: 0.05,
             target: None,
         }

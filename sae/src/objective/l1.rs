@@ -14,7 +14,7 @@ use crate::error::Result;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct L1 {
-    /// 0.03.
+    /// 0.1.
     pub weight: f64,
     /// Share of the run over which the weight rises from 0: early on, latents must be free to find a direction. 0.05.
     pub warmup_share: f64,
@@ -23,7 +23,7 @@ pub struct L1 {
 impl Default for L1 {
     fn default() -> Self {
         Self {
-            weight: 0.03,
+            weight: 0.1,
             warmup_share: 0.05,
         }
     }

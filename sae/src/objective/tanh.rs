@@ -13,7 +13,7 @@ use crate::error::Result;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tanh {
-    /// 1e-3.
+    /// 3e-3.
     pub weight: f64,
     /// Share of the run over which the weight rises from 0. 0.05.
     pub warmup_share: f64,
@@ -24,7 +24,7 @@ pub struct Tanh {
 impl Default for Tanh {
     fn default() -> Self {
         Self {
-            weight: 1e-3,
+            weight: 3e-3,
             warmup_share: 0.05,
             scale: 4.0,
         }

@@ -55,6 +55,8 @@ def store():
     yield "|---|---|---|---|---|"
     for dtype in ("f16", "f32", "int8"):
         rates = {name: figure for name, figure in figures.items() if name.startswith(f"{dtype}, ")}
+        if not rates:
+            continue
         mixed = "; ".join(f"{cell(figure, 2)}, {name.split(', ')[2]}" for name, figure in rates.items() if "mixed" in name)
         yield (f"| {dtype} | {cell(rates[f'{dtype}, write GB/s'], 2)} | {cell(rates[f'{dtype}, sequential read GB/s'], 2)} |"
                f" {mixed} | {figures['peak memory MB']['median']:,.0f} MB |")

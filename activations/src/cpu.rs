@@ -92,6 +92,37 @@ fn detected() -> Level {
     Level::Scalar
 }
 
+/// `name(level, arguments)` runs `body::<FMA>(arguments)` compiled for `level`.
+#[macro_export]
+macro_rules! for_each_level {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true>($($arg),*)
+                }
+                // A level that this processor lacks would be undefined behaviour, whoever asked for it.
+                match level.min($crate::cpu::level()) {
+                    // SAFETY: `level()` is at most what was detected on this processor.
+                    $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::cpu::Level::Scalar => {}
+                }
+            }
+            let _ = level;
+            $body::<false>($($arg),*)
+        }
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

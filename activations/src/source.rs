@@ -49,6 +49,7 @@ use sha2::{Digest, Sha256};
 use self::copy::Copy;
 use self::kind::Kind;
 pub use self::listing::{Listing, listing};
+pub(crate) use self::mix::ROW_OVERHEAD;
 pub use self::mix::{MixOptions, MixState, MixedReader, RowReader};
 use self::parquet::ParquetRows;
 use self::rows::{ActRows, Column, Files, Run};

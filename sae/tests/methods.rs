@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "support/results.rs"]
+mod results;
 #[path = "support/npy.rs"]
 mod support;
 #[path = "support/synthetic.rs"]
@@ -11,9 +13,10 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use activations::{Outcome, Stop};
+use results::results;
 use sae::train::{self, RunSummary};
 use sae::{Allocation, Sae};
-use synthetic::{D_IN, Interrupt, Place, ROWS, results, sparse_rows};
+use synthetic::{D_IN, Interrupt, Place, ROWS, sparse_rows};
 
 /// Keys that make a run of 600 steps, and `more`.
 fn sets<'a>(method: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {

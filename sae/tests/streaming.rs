@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "support/results.rs"]
+mod results;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use activations::{Outcome, Progress, Silent, Stop};
+use results::results;
 use sae::Sae;
 use sae::config::RunConfig;
 use sae::train::{self, RunSummary};
@@ -104,18 +108,6 @@ impl Progress for Interrupt {
             self.stop.request();
         }
     }
-}
-
-/// What of a run must not depend on how it came about.
-fn results(dir: &Path) -> Vec<Vec<u8>> {
-    let names = [
-        "metrics.jsonl",
-        "dictionary.safetensors",
-        "dictionary.json",
-        "run.toml",
-        "curves.svg",
-    ];
-    names.map(|name| fs::read(dir.join(name)).unwrap()).to_vec()
 }
 
 /// Several windows of a pass, and two passes and a half; or a text that stays in the pool.

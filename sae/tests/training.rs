@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "support/results.rs"]
+mod results;
 #[path = "support/npy.rs"]
 mod support;
 #[path = "support/synthetic.rs"]
@@ -11,11 +13,12 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use activations::{Outcome, Stop};
+use results::results;
 use sae::Sae;
 use sae::config::RunConfig;
 use sae::train;
 use support::npy;
-use synthetic::{D_IN, Interrupt, Place, ROWS, results, sparse_rows};
+use synthetic::{D_IN, Interrupt, Place, ROWS, sparse_rows};
 
 #[test]
 fn topk_recovers_sparse_data() {

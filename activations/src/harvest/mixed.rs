@@ -37,12 +37,10 @@ use crate::context::{Context, RowRef};
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::progress::Stop;
-use crate::source::{MixState, Origin, RowReader, Split, hex};
+use crate::source::{MixState, Origin, ROW_OVERHEAD, RowReader, Split, hex};
 
 /// The part of the memory that contexts wait in.
 const WAITING_SHARE: u64 = 16;
-/// Bookkeeping of a pooled row: its draw, its slot, the next window's slot, its place in the free list.
-const ROW_OVERHEAD: u64 = 16;
 /// Groups of rows on the way from the model to the pool: one in the making, in parts and as a whole, and two that wait.
 const IN_FLIGHT: u64 = 4;
 /// A group is this part of the pool, or smaller.

@@ -27,7 +27,7 @@ fn rounded(x: f32) -> u32 {
 }
 
 #[inline(always)]
-fn convert_body(x: &[f32], d_in: usize, words: &mut [u32]) {
+fn convert_body<const FMA: bool>(x: &[f32], d_in: usize, words: &mut [u32]) {
     let pairs = d_in.div_ceil(2);
     for (x, words) in x.chunks_exact(d_in).zip(words.chunks_exact_mut(pairs)) {
         let (whole, odd) = x.as_chunks::<2>();
@@ -65,7 +65,7 @@ fn tile<const R: usize>(rows: &[u32], pairs: usize, panel: &[u32], bias: &[f32])
 }
 
 #[inline(always)]
-fn panel_body(
+fn panel_body<const FMA: bool>(
     words: &[u32],
     pairs: usize,
     panel: &[u32],
@@ -89,28 +89,23 @@ fn panel_body(
     }
 }
 
-/// Rounds `x`, `[rows, d_in]`, into `words`, `[rows, ceil(d_in / 2)]`.
-pub(super) fn convert(level: Level, x: &[f32], d_in: usize, words: &mut [u32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(x: &[f32], d_in: usize, words: &mut [u32]) {
-            convert_body(x, d_in, words);
-        }
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-        fn avx512(x: &[f32], d_in: usize, words: &mut [u32]) {
-            convert_body(x, d_in, words);
-        }
-        match level.min(crate::cpu::level()) {
-            // SAFETY: `cpu::level()` is at most what was detected on this processor.
-            Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512(x, d_in, words) },
-            // SAFETY: as above.
-            Level::Avx2 => return unsafe { avx2(x, d_in, words) },
-            Level::Scalar => {}
-        }
-    }
-    let _ = level;
-    convert_body(x, d_in, words);
+crate::for_each_level! {
+    /// Rounds `x`, `[rows, d_in]`, into `words`, `[rows, ceil(d_in / 2)]`.
+    pub(super) fn convert(x: &[f32], d_in: usize, words: &mut [u32]) = convert_body
+}
+
+crate::for_each_level! {
+    /// [`panel`] without the instruction.
+    #[expect(clippy::too_many_arguments, reason = "as of `panel`")]
+    fn plain_panel(
+        words: &[u32],
+        pairs: usize,
+        panel: &[u32],
+        bias: &[f32],
+        columns: Range<usize>,
+        out: &mut [f32],
+        d_out: usize,
+    ) = panel_body
 }
 
 /// One panel of outputs for all rows of `words`.
@@ -132,27 +127,11 @@ pub(super) fn panel(
     d_out: usize,
 ) {
     #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(w: &[u32], pairs: usize, p: &[u32], b: &[f32], c: Range<usize>, out: &mut [f32], d_out: usize) {
-            panel_body(w, pairs, p, b, c, out, d_out);
-        }
-        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-        fn avx512(w: &[u32], pairs: usize, p: &[u32], b: &[f32], c: Range<usize>, out: &mut [f32], d_out: usize) {
-            panel_body(w, pairs, p, b, c, out, d_out);
-        }
-        match level.min(crate::cpu::level()) {
-            // SAFETY: `cpu::level()` is at most what was detected on this processor.
-            Level::Avx512Bf16 => return unsafe { native::panel(words, pairs, panel, bias, columns, out, d_out) },
-            // SAFETY: as above.
-            Level::Avx512 => return unsafe { avx512(words, pairs, panel, bias, columns, out, d_out) },
-            // SAFETY: as above.
-            Level::Avx2 => return unsafe { avx2(words, pairs, panel, bias, columns, out, d_out) },
-            Level::Scalar => {}
-        }
+    if level.min(crate::cpu::level()) == Level::Avx512Bf16 {
+        // SAFETY: `cpu::level()` is at most what was detected on this processor.
+        return unsafe { native::panel(words, pairs, panel, bias, columns, out, d_out) };
     }
-    let _ = level;
-    panel_body(words, pairs, panel, bias, columns, out, d_out);
+    plain_panel(level, words, pairs, panel, bias, columns, out, d_out);
 }
 
 /// With the instruction that multiplies pairs of bf16 numbers and adds both products.

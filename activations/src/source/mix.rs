@@ -31,7 +31,7 @@ const CHUNK_ROWS: usize = 64;
 /// The fewest chunks that a pool can be asked to hold.
 const LEAST_CHUNKS: u64 = 4;
 /// Bookkeeping of a pooled row: its draw, its slot, the next window's slot, its place in the free list.
-const ROW_OVERHEAD: u64 = 16;
+pub(crate) const ROW_OVERHEAD: u64 = 16;
 /// Bookkeeping of a chunk: its place in the permutations of two epochs.
 const CHUNK_OVERHEAD: u64 = 8;
 

@@ -63,7 +63,7 @@ pub type Part<B> = (Rows, IntTensor<B>, FloatTensor<B>);
 pub trait SparseKernels: Backend {
     /// The winners of `pre = x w_enc^T + b_enc`.
     ///
-    /// `x`: `[batch, d_in]`; `bars`: `[d_sae]`, read for [`Budget::Above`] alone; `candidates`: latents of the the
+    /// `x`: `[batch, d_in]`; `bars`: `[d_sae]`, read for [`Budget::Above`] alone; `candidates`: latents of the
     /// auxiliary code, at least `aux_k`, not read if that is 0.
     fn select(
         x: FloatTensor<Self>,

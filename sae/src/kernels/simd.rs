@@ -4,37 +4,7 @@
 //! fixes the order of every sum, so results depend on the level alone, never on the number of threads.
 
 pub use activations::cpu::{Level, level};
-
-/// `name(level, arguments)` runs `body::<FMA>(arguments)` compiled for `level`.
-macro_rules! for_each_level {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
-        $(#[$meta])*
-        $vis fn $name(level: $crate::kernels::simd::Level, $($arg: $ty),*) $(-> $ret)? {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? {
-                    $body::<true>($($arg),*)
-                }
-                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? {
-                    $body::<true>($($arg),*)
-                }
-                // A level that this processor lacks would be undefined behaviour, whoever asked for it.
-                match level.min($crate::kernels::simd::level()) {
-                    // SAFETY: `level()` is at most what was detected on this processor.
-                    $crate::kernels::simd::Level::Avx512 | $crate::kernels::simd::Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    $crate::kernels::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::kernels::simd::Level::Scalar => {}
-                }
-            }
-            let _ = level;
-            $body::<false>($($arg),*)
-        }
-    };
-}
-pub(super) use for_each_level;
+pub(super) use activations::for_each_level;
 
 /// `a * b + c`, rounded once where the processor can.
 #[inline(always)]

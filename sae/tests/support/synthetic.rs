@@ -1,7 +1,6 @@
 //! Synthetic activations with known directions, and runs on them.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use activations::{Outcome, Progress, Silent, Stop};
@@ -85,18 +84,6 @@ impl Place {
         assert_eq!(outcome, Outcome::Finished);
         Ok(summary.expect("a finished run has a summary"))
     }
-}
-
-/// What of a run must not depend on how it came about.
-pub fn results(dir: &Path) -> Vec<Vec<u8>> {
-    let names = [
-        "metrics.jsonl",
-        "dictionary.safetensors",
-        "dictionary.json",
-        "run.toml",
-        "curves.svg",
-    ];
-    names.map(|name| fs::read(dir.join(name)).unwrap()).to_vec()
 }
 
 /// Stops, or dies, at a batch.

@@ -74,28 +74,20 @@ fn values_and_gradients_equal_a_plain_twin_and_reach_both_rows_of_a_pair() {
 #[test]
 fn antipodal_rows_escape_the_signed_form_alone() {
     let device = Device::flex();
+    let value = |rows: &[f32], absolute: bool| {
+        let term = Orthogonality {
+            absolute: Some(absolute),
+            ..Orthogonality::default()
+        };
+        let (pass, _) = with_decoder(&device, rows, 2, false);
+        term.value(&pass).unwrap().into_data().to_vec::<f32>().unwrap()[0]
+    };
     let rows = [1.0, 0.0, -1.0, 0.0];
-    let value = |absolute: bool| {
-        let term = Orthogonality {
-            absolute: Some(absolute),
-            ..Orthogonality::default()
-        };
-        let (pass, _) = with_decoder(&device, &rows, 2, false);
-        term.value(&pass).unwrap().into_data().to_vec::<f32>().unwrap()[0]
-    };
     // With two rows, the largest signed cosine is the only one, and it is squared all the same.
-    assert_eq!((value(true), value(false)), (1.0, 1.0));
+    assert_eq!((value(&rows, true), value(&rows, false)), (1.0, 1.0));
     let rows = [1.0, 0.0, -1.0, 0.0, 0.0, 1.0];
-    let value = |absolute: bool| {
-        let term = Orthogonality {
-            absolute: Some(absolute),
-            ..Orthogonality::default()
-        };
-        let (pass, _) = with_decoder(&device, &rows, 2, false);
-        term.value(&pass).unwrap().into_data().to_vec::<f32>().unwrap()[0]
-    };
-    assert!((value(true) - 2.0 / 3.0).abs() < 1e-6);
-    assert_eq!(value(false), 0.0);
+    assert!((value(&rows, true) - 2.0 / 3.0).abs() < 1e-6);
+    assert_eq!(value(&rows, false), 0.0);
 }
 
 #[test]

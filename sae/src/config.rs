@@ -66,6 +66,16 @@ pub struct SaeConfig {
     /// How far from a threshold pre-activations are that it learns from. Default: 0.05 for jumprelu.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<f64>,
+    /// Strength of the penalty whose threshold the soft, hard, half and CEL0 methods apply, in the units of the trainer,
+    /// instead of the one that makes `k` latents a token fire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda: Option<f64>,
+    /// Whether those methods threshold magnitudes, so that values have signs. Default: true for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed: Option<bool>,
+    /// CEL0's step, between 0 (soft) and 1 (hard). Default: 0.5 for cel0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta: Option<f64>,
     /// What the allocation becomes in the saved dictionary. Default: it stays where a token's code depends on nothing
     /// but the token; otherwise one threshold.
     #[serde(skip_serializing_if = "Option::is_none")]

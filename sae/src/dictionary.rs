@@ -26,7 +26,7 @@ pub use self::inference::{InferenceForm, Visit};
 use crate::code::{HostCode, SparseCode, to_host};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Selection};
-use crate::sparsifier::{Allocation, Sparsifier};
+use crate::sparsifier::{Allocation, Shrink, Sparsifier};
 
 /// Values that work on rows holds at a time: 64 MiB.
 const PIECE_VALUES: usize = 1 << 24;
@@ -98,7 +98,24 @@ impl Sae {
             )));
         }
         let centred = x - self.b_dec.clone().unsqueeze();
-        Ok(kernels::encode(centred, self.w_enc.clone(), self.b_enc.clone(), self.selection(), None).main)
+        let code = kernels::encode(centred, self.w_enc.clone(), self.b_enc.clone(), self.selection(), None).main;
+        Ok(self.shrink(code))
+    }
+
+    /// A code of the pre-activations that were selected, with their values shrunk as [`Sparsifier::shrink`] says.
+    pub(crate) fn shrink(&self, code: SparseCode) -> SparseCode {
+        let shrink = self.sparsifier.shrink;
+        if shrink.is_none() {
+            return code;
+        }
+        let cutoffs = match &self.threshold {
+            Some(threshold) => threshold.clone().detach().select(0, code.indices.clone()),
+            None => Shrink::shared_cutoff(&code.values).expand([code.rows.len()]),
+        };
+        SparseCode {
+            values: shrink.values(code.values, cutoffs),
+            ..code
+        }
     }
 
     /// The reconstruction of a code, `[batch, d_in]`, in the units of the activations.

@@ -20,4 +20,4 @@ pub mod train;
 pub use code::{HostCode, Rows, SparseCode};
 pub use dictionary::{DictionaryCard, Sae};
 pub use error::{Error, Result};
-pub use sparsifier::{Allocation, Score, Sparsifier};
+pub use sparsifier::{Allocation, Score, Shrink, Sparsifier};

@@ -12,17 +12,22 @@
 //! | `gate` | Gated (2404.16014) | | |
 //! | `threshold` | JumpReLU (2407.14435) | inference of the signed | inference of k-sparse |
 //!
+//! Beside who fires there is what value winners take: [`Shrink`] has the thresholds that make it smaller (soft, half,
+//! CEL0), which go with a cutoff, so with `threshold` and `per_batch`.
+//!
 //! What a batch shares cannot be used for one token alone. Every allocation has therefore an **inference form**, in
 //! which each token is by itself: itself where it is that already, or [`Allocation::Threshold`], calibrated by
 //! [`Sae::into_inference`](crate::Sae::into_inference). The thresholds are a parameter of the dictionary.
 
 mod gate;
 mod jump;
+mod shrink;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::gate::Gate;
 pub use self::jump::Near;
+pub use self::shrink::Shrink;
 
 use crate::error::{Error, Result};
 
@@ -89,19 +94,31 @@ pub enum Allocation {
 }
 
 /// A score with an allocation: the activation function of a dictionary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sparsifier {
     /// Who wants to fire.
     pub score: Score,
     /// Who is allowed to.
     pub allocation: Allocation,
+    /// What becomes of the values of those who do.
+    #[serde(default, skip_serializing_if = "Shrink::is_none")]
+    pub shrink: Shrink,
 }
 
 impl Sparsifier {
-    /// A cell of the table.
+    /// A cell of the table, where winners keep their values.
     pub fn new(score: Score, allocation: Allocation) -> Self {
-        Self { score, allocation }
+        Self {
+            score,
+            allocation,
+            shrink: Shrink::None,
+        }
+    }
+
+    /// The same with values shrunk.
+    pub fn shrunk(self, shrink: Shrink) -> Self {
+        Self { shrink, ..self }
     }
 
     /// TopK: the `k` largest of `max(pre, 0)` (arXiv 2406.04093).
@@ -173,20 +190,25 @@ impl Sparsifier {
             Score::Magnitude => "Abs",
             Score::Value => "Linear",
         };
-        match (self.score, self.allocation) {
+        let name = match (self.score, self.allocation) {
             (Score::Value, Allocation::PerToken { k }) => format!("KSparse({k})"),
             (_, Allocation::PerToken { k }) => format!("{score}TopK({k})"),
             (_, Allocation::PerBatch { k }) => format!("{score}BatchTopK({k})"),
             (_, Allocation::All) => format!("{score}ReLU"),
             (_, Allocation::Gate) => format!("{score}Gated"),
             (_, Allocation::Threshold) => format!("{score}JumpReLU"),
+        };
+        match self.shrink {
+            Shrink::None => name,
+            shrink => format!("{name} {}", shrink.name()),
         }
     }
 
     /// # Errors
     /// [`Error::Config`] naming `sae.k` when it is 0 or over `d_sae`; when the score is one under which everybody
-    /// would always fire.
+    /// would always fire; when values are shrunk where there is no cutoff.
     pub fn validate(&self, d_sae: usize) -> Result<()> {
+        self.validate_shrink()?;
         match (self.k(), self.allocation, self.score) {
             (Some(0), ..) => Err(Error::config("sae.k", "is 0: at least one latent has to fire")),
             (Some(k), ..) if k > d_sae => Err(Error::config(
@@ -196,6 +218,23 @@ impl Sparsifier {
             (_, Allocation::All | Allocation::Gate, Score::Magnitude | Score::Value) => Err(Error::Invalid(format!(
                 "a code of all latents by {:?} is not sparse: only positive ones can stay silent",
                 self.score
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_shrink(&self) -> Result<()> {
+        let cutoff = matches!(self.allocation, Allocation::Threshold | Allocation::PerBatch { .. });
+        match self.shrink {
+            Shrink::None => Ok(()),
+            Shrink::Cel0 { eta } if !(eta > 0.0 && eta < 1.0) => Err(Error::config(
+                "sae.eta",
+                format!("is {eta}, expected a number between 0 and 1"),
+            )),
+            _ if !cutoff || self.score == Score::Value => Err(Error::Invalid(format!(
+                "{} has no cutoff to shrink values by: that takes thresholds or a budget of the batch, of positive scores \
+                 or magnitudes",
+                self.name()
             ))),
             _ => Ok(()),
         }
@@ -218,6 +257,10 @@ mod tests {
         assert!(Sparsifier::top_k(0).validate(64).is_err());
         assert!(Sparsifier::abs_top_k(64).validate(64).is_ok());
         assert!(Sparsifier::new(Score::Value, Allocation::All).validate(64).is_err());
+        assert!(Sparsifier::top_k(3).shrunk(Shrink::Soft).validate(64).is_err());
+        assert!(Sparsifier::batch_top_k(3).shrunk(Shrink::Soft).validate(64).is_ok());
+        let never = Sparsifier::batch_top_k(3).shrunk(Shrink::Cel0 { eta: 1.0 });
+        assert!(never.validate(64).unwrap_err().to_string().contains("sae.eta"));
     }
 
     #[test]
@@ -230,6 +273,10 @@ mod tests {
             (
                 Sparsifier::new(Score::Positive, Allocation::Threshold),
                 r#"{"score":"positive","allocation":{"kind":"threshold"}}"#,
+            ),
+            (
+                Sparsifier::new(Score::Magnitude, Allocation::Threshold).shrunk(Shrink::Cel0 { eta: 0.5 }),
+                r#"{"score":"magnitude","allocation":{"kind":"threshold"},"shrink":{"kind":"cel0","eta":0.5}}"#,
             ),
         ] {
             let json = serde_json::to_string(&before).unwrap();

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use activations::{Outcome, Stop};
 use results::results;
 use sae::train::{self, RunSummary};
-use sae::{Allocation, Sae};
+use sae::{Allocation, Sae, Score, Shrink, Sparsifier};
 use synthetic::{D_IN, Interrupt, Place, ROWS, sparse_rows};
 
 /// Keys that make a run of 600 steps, and `more`.
@@ -100,6 +100,54 @@ fn penalised_methods_learn_sparse_codes() {
 }
 
 #[test]
+fn thresholds_that_shrink_values_reach_the_l0_asked_for_and_are_saved_with_their_kind() {
+    for signed in [true, false] {
+        let place = Place::new(signed);
+        let d_sae = if signed { "48" } else { "96" };
+        let mut fvu = Vec::new();
+        for (method, shrink) in [
+            ("hard", Shrink::None),
+            ("soft", Shrink::Soft),
+            ("half", Shrink::Half),
+            ("cel0", Shrink::Cel0 { eta: 0.5 }),
+        ] {
+            let more = [
+                ("sae.signed", if signed { "true" } else { "false" }),
+                ("sae.d_sae", d_sae),
+            ];
+            let summary = place.run(&sets(method, &more), method, false).unwrap();
+            let sae = check_saved(&place, method, &summary, signed);
+            let score = if signed { Score::Magnitude } else { Score::Positive };
+            let expected = Sparsifier::new(score, Allocation::Threshold).shrunk(shrink);
+            assert_eq!(sae.sparsifier, expected);
+            let calibration = summary.calibration.unwrap();
+            assert!((calibration.l0 - 3.0).abs() < 0.5, "{method}: {calibration:?}");
+            fvu.push(summary.held_out.fvu);
+        }
+        // What is taken off the values costs, and soft takes the most.
+        let soft = fvu[1];
+        assert!(soft < 0.5 && [0, 2, 3].iter().all(|&i| fvu[i] < 0.9 * soft), "{fvu:?}");
+    }
+}
+
+#[test]
+fn a_strength_given_sets_the_threshold_and_the_l0_follows_from_it() {
+    let place = Place::new(false);
+    let l0 = |lambda: &str| {
+        let more = [("sae.lambda", lambda), ("sae.signed", "false")];
+        let summary = place.run(&sets("soft", &more), lambda, false).unwrap();
+        let sae = check_saved(&place, lambda, &summary, false);
+        assert_eq!(
+            (sae.sparsifier.allocation, summary.calibration),
+            (Allocation::Threshold, None)
+        );
+        summary.held_out.l0
+    };
+    let (weak, strong) = (l0("0.2"), l0("0.8"));
+    assert!(strong < 0.8 * weak, "{weak} {strong}");
+}
+
+#[test]
 fn an_l0_to_aim_at_is_reached_from_either_side() {
     let place = Place::new(false);
     for target in ["5.0", "10.0"] {
@@ -146,6 +194,8 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
         ("jumprelu", "objective.tilted.t"),
         ("relu", "objective.orthogonality.every"),
         ("gated", "objective.tilted.t"),
+        ("half", "objective.tilted.t"),
+        ("soft", "sae.lambda"),
     ] {
         let sets = [
             ("sae.method", method),

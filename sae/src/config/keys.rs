@@ -39,6 +39,9 @@ fn complete() -> RunConfig {
             k: Some(1),
             threshold_init: Some(1.0),
             bandwidth: Some(1.0),
+            lambda: Some(1.0),
+            signed: Some(true),
+            eta: Some(0.5),
             inference: Some(InferenceForm::Threshold),
             inference_l0: Some(1.0),
             ..SaeConfig::default()

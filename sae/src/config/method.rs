@@ -6,7 +6,7 @@ use super::RunConfig;
 use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
 use crate::objective::About;
-use crate::sparsifier::{Allocation, Score, Sparsifier};
+use crate::sparsifier::{Allocation, Score, Shrink, Sparsifier};
 
 /// An activation function by the name of its paper; see [`Sparsifier`] for the table they are cells of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,10 +36,20 @@ pub enum Method {
     /// JumpReLU (arXiv 2407.14435): all above learned thresholds, and a penalty.
     #[serde(rename = "jumprelu")]
     JumpReLU,
+    /// Hard thresholding: what is above a cutoff, as it is.
+    Hard,
+    /// Soft thresholding, the proximal operator of the L1 penalty: what is above a cutoff, less the cutoff.
+    Soft,
+    /// Half thresholding, the proximal operator of the square root's penalty.
+    Half,
+    /// CEL0 thresholding, between soft and hard.
+    Cel0,
 }
 
 /// Latents a token where `sae.k` is not given.
 const K: usize = 32;
+/// CEL0's step where `sae.eta` is not given.
+const ETA: f64 = 0.5;
 
 impl Method {
     /// As `sae.method` says it.
@@ -53,6 +63,10 @@ impl Method {
             Self::ReLU => "relu",
             Self::Gated => "gated",
             Self::JumpReLU => "jumprelu",
+            Self::Hard => "hard",
+            Self::Soft => "soft",
+            Self::Half => "half",
+            Self::Cel0 => "cel0",
         }
     }
 
@@ -67,15 +81,55 @@ impl Method {
             Self::ReLU => (Score::Positive, Allocation::All),
             Self::Gated => (Score::Positive, Allocation::Gate),
             Self::JumpReLU => (Score::Positive, Allocation::Threshold),
+            Self::Hard | Self::Soft | Self::Half | Self::Cel0 => (Score::Magnitude, Allocation::PerBatch { k }),
         };
-        Sparsifier::new(score, allocation)
+        let shrink = match self {
+            Self::Soft => Shrink::Soft,
+            Self::Half => Shrink::Half,
+            Self::Cel0 => Shrink::Cel0 { eta: ETA },
+            _ => Shrink::None,
+        };
+        Sparsifier::new(score, allocation).shrunk(shrink)
+    }
+
+    /// Whether it is a threshold that a penalty's strength sets.
+    fn is_thresholding(self) -> bool {
+        matches!(self, Self::Hard | Self::Soft | Self::Half | Self::Cel0)
     }
 }
 
 impl RunConfig {
     /// The activation function in training.
     pub fn sparsifier(&self) -> Sparsifier {
-        self.sae.method.sparsifier(self.sae.k.unwrap_or(K))
+        let sae = &self.sae;
+        let mut sparsifier = sae.method.sparsifier(sae.k.unwrap_or(K));
+        if sae.method.is_thresholding() {
+            if sae.lambda.is_some() {
+                sparsifier.allocation = Allocation::Threshold;
+            }
+            if sae.signed == Some(false) {
+                sparsifier.score = Score::Positive;
+            }
+        }
+        if let (Shrink::Cel0 { eta }, Some(given)) = (&mut sparsifier.shrink, sae.eta) {
+            *eta = given;
+        }
+        sparsifier
+    }
+
+    /// Whether thresholds are parameters that training moves.
+    pub(crate) fn learns_thresholds(&self) -> bool {
+        self.sae.method == Method::JumpReLU
+    }
+
+    /// Where thresholds start in the units of the trainer, where there are any in training.
+    pub(crate) fn threshold_init(&self) -> Option<f64> {
+        let sparsifier = self.sparsifier();
+        match (self.sae.lambda, self.learns_thresholds()) {
+            (Some(lambda), _) => Some(sparsifier.shrink.cutoff(lambda)),
+            (None, true) => Some(self.sae.threshold_init.unwrap_or(0.0)),
+            (None, false) => None,
+        }
     }
 
     /// What becomes of the allocation in the saved dictionary, and the L0 that thresholds are set to (0 where none
@@ -108,10 +162,20 @@ impl RunConfig {
                     objective.l0 = Some(Default::default());
                 }
             }
+            Method::Cel0 => {
+                sae.eta.get_or_insert(ETA);
+            }
             _ => {}
         }
-        if sae.method.sparsifier(K).k().is_some() {
-            sae.k.get_or_insert(K);
+        if sae.method.is_thresholding() {
+            sae.signed.get_or_insert(true);
+            // A threshold alone keeps nobody silent: the encoder grows past it.
+            if sae.lambda.is_some() && !objective.sparsifies() {
+                objective.l1 = Some(Default::default());
+            }
+        }
+        if self.sparsifier().k().is_some() {
+            self.sae.k.get_or_insert(K);
         }
         if !self.sparsifier().is_inference_form() {
             let (form, l0) = self.inference();
@@ -123,6 +187,7 @@ impl RunConfig {
     pub(crate) fn validate_method(&self, d_sae: Option<usize>) -> Result<()> {
         let sae = &self.sae;
         let method = sae.method.key();
+        self.validate_thresholding()?;
         if sae.k.is_some() && self.sparsifier().k().is_none() {
             return Err(Error::config(
                 "sae.k",
@@ -154,6 +219,40 @@ impl RunConfig {
             method: sae.method,
             d_sae,
         })
+    }
+
+    /// Refuses the keys of soft, hard, half and CEL0 thresholds elsewhere, and a strength beside the L0 it is to reach.
+    fn validate_thresholding(&self) -> Result<()> {
+        let sae = &self.sae;
+        let method = sae.method.key();
+        for (key, given) in [
+            ("sae.lambda", sae.lambda.is_some()),
+            ("sae.signed", sae.signed.is_some()),
+        ] {
+            if given && !sae.method.is_thresholding() {
+                return Err(Error::config(
+                    key,
+                    format!("is given, but sae.method is {method}: it is for soft, hard, half and cel0"),
+                ));
+            }
+        }
+        if sae.eta.is_some() && sae.method != Method::Cel0 {
+            return Err(Error::config(
+                "sae.eta",
+                format!("is given, but sae.method is {method}: it is cel0's"),
+            ));
+        }
+        match sae.lambda {
+            Some(_) if sae.k.is_some() => Err(Error::config(
+                "sae.lambda",
+                "is given beside sae.k: give the strength, or the latents a token that it is to leave",
+            )),
+            Some(lambda) if !(lambda > 0.0 && lambda.is_finite()) => Err(Error::config(
+                "sae.lambda",
+                format!("is {lambda}, expected a positive number"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn validate_inference(&self, d_sae: Option<usize>) -> Result<()> {

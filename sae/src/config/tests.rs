@@ -173,6 +173,8 @@ fn values_that_cannot_be_are_refused() {
             vec![("sae.method", "jumprelu"), ("sae.bandwidth", "0")],
             vec!["sae.bandwidth"],
         ),
+        (vec![("sae.method", "soft"), ("sae.lambda", "-1")], vec!["sae.lambda"]),
+        (vec![("sae.method", "cel0"), ("sae.eta", "1")], vec!["sae.eta"]),
     ] {
         let problem = problem(&pairs);
         assert!(names.iter().all(|n| problem.contains(n)), "{problem}");
@@ -283,6 +285,23 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
             vec![("sae.method", "batch_topk"), ("sae.k", "65"), ("sae.d_sae", "64")],
             ["sae.k", "sae.d_sae"],
         ),
+        (vec![("sae.lambda", "0.1")], ["sae.lambda", "sae.method is topk"]),
+        (
+            vec![("sae.method", "jumprelu"), ("sae.signed", "true")],
+            ["sae.signed", "sae.method is jumprelu"],
+        ),
+        (
+            vec![("sae.method", "soft"), ("sae.lambda", "0.1"), ("sae.k", "8")],
+            ["sae.lambda", "sae.k"],
+        ),
+        (
+            vec![("sae.method", "half"), ("sae.eta", "0.5")],
+            ["sae.eta", "sae.method is half"],
+        ),
+        (
+            vec![("sae.method", "soft"), ("sae.inference", "as_trained")],
+            ["sae.inference", "sae.method soft"],
+        ),
     ] {
         let problem = problem(&pairs);
         assert!(names.iter().all(|n| problem.contains(n)), "{pairs:?}: {problem}");
@@ -307,6 +326,12 @@ fn a_method_brings_what_it_needs_and_every_name_is_its_key() {
         let config = filled(method);
         assert_eq!(config.inference(), (InferenceForm::Threshold, 32.0));
         assert_eq!(config.sae.inference_l0, Some(32.0));
+    }
+    for method in ["hard", "soft", "half", "cel0"] {
+        let config = filled(method);
+        assert_eq!((config.sae.k, config.sae.signed), (Some(32), Some(true)));
+        assert_eq!(config.sae.eta.is_some(), method == "cel0");
+        assert_eq!(config.inference(), (InferenceForm::Threshold, 32.0));
     }
     let relu = filled("relu");
     assert!(relu.sae.k.is_none() && relu.objective.l1.is_some());

@@ -40,8 +40,9 @@ pub struct DictionaryCard {
 }
 
 impl DictionaryCard {
-    /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds.
-    pub const VERSION: u32 = 2;
+    /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds, 3 values that
+    /// are shrunk.
+    pub const VERSION: u32 = 3;
 }
 
 /// How thresholds were set on activations that training did not see; see

@@ -75,7 +75,10 @@ impl Sae {
         let d_sae = self.d_sae();
         let sae = Self {
             threshold: Some(Tensor::from_data(TensorData::new(thresholds, [d_sae]), &device)),
-            sparsifier: Sparsifier::new(trained_as.score, Allocation::Threshold),
+            sparsifier: Sparsifier {
+                allocation: Allocation::Threshold,
+                ..trained_as
+            },
             ..self
         };
         let (mut active, mut measured_rows) = (0u64, 0u64);

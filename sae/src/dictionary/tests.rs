@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::sparsifier::Score;
+use crate::sparsifier::{Score, Shrink};
 
 /// `n` values between -1 and 1.
 fn noise(n: usize, seed: u64) -> Vec<f32> {
@@ -57,7 +57,38 @@ fn inference_forms() -> Vec<Sparsifier> {
         forms.push(Sparsifier::new(score, Allocation::PerToken { k: 3 }));
         forms.push(Sparsifier::new(score, Allocation::Threshold));
     }
+    for (n, shrink) in [Shrink::Soft, Shrink::Half, Shrink::Cel0 { eta: 0.4 }]
+        .into_iter()
+        .enumerate()
+    {
+        let score = [Score::Positive, Score::Magnitude][n % 2];
+        forms.push(Sparsifier::new(score, Allocation::Threshold).shrunk(shrink));
+    }
     forms
+}
+
+/// What is left of a score `s` above the cutoff `t`.
+fn shrunk(shrink: Shrink, s: f64, t: f64) -> f64 {
+    match shrink {
+        Shrink::None => s,
+        Shrink::Soft => s - t,
+        Shrink::Cel0 { eta } => s.min((s - t) / (1.0 - eta)),
+        // Where the slope of 1/2 (z - s)^2 + lambda sqrt(z) is 0, by halving.
+        Shrink::Half => {
+            let lambda = 4.0 * t.powf(1.5) / 54f64.sqrt();
+            let slope = |z: f64| z - s + lambda / 2.0 / z.sqrt();
+            let (mut low, mut high) = (2.0 / 3.0 * t, s);
+            for _ in 0..100 {
+                let middle = (low + high) / 2.0;
+                if slope(middle) < 0.0 {
+                    low = middle
+                } else {
+                    high = middle
+                }
+            }
+            low
+        }
+    }
 }
 
 /// The whole dictionary in f64, dense and plain.
@@ -97,6 +128,9 @@ fn twin(sae: &Sae, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
     for &i in &order {
         let fires = score(pre[i]) > 0.0 || sae.sparsifier.score == Score::Value;
         z[i] = if fires { pre[i] } else { 0.0 };
+        if !sae.sparsifier.shrink.is_none() {
+            z[i] = shrunk(sae.sparsifier.shrink, z[i].abs(), f64::from(thresholds[i])) * z[i].signum();
+        }
     }
     let recon = (0..d_in)
         .map(|j| b_dec[j] + z.iter().enumerate().map(|(i, z)| z * w_dec[i * d_in + j]).sum::<f64>())
@@ -261,8 +295,8 @@ fn dictionaries_that_cannot_be_are_refused_by_name() {
         &["--resume"],
     );
     refused(
-        &|dir| edit(dir, "\"version\": 2", "\"version\": 9"),
-        &["version 9", "versions 1 to 2"],
+        &|dir| edit(dir, "\"version\": 3", "\"version\": 9"),
+        &["version 9", "versions 1 to 3"],
     );
     refused(&|dir| edit(dir, "\"d_in\": 5", "\"d_in\": 6"), &["b_dec", "[5]", "[6]"]);
     refused(&|dir| edit(dir, "\"k\": 2", "\"k\": 9"), &["sae.k", "9"]);

@@ -91,8 +91,10 @@ pub fn save(
     entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
     entries.extend(moments("w_dec", vec![d_sae, d_in], || opt.w_dec.read()));
     entries.extend(moments("b_dec", vec![d_in], || opt.b_dec.read()));
-    if let (Some(threshold), Some(of_threshold)) = (&sae.threshold, &opt.threshold) {
+    if let Some(threshold) = &sae.threshold {
         entries.push(Entry::new("threshold", Values::Vector(threshold)));
+    }
+    if let Some(of_threshold) = &opt.threshold {
         entries.extend(moments("threshold", vec![d_sae], || of_threshold.read()));
     }
     if let (Some((r_mag, b_mag)), Some([of_r_mag, of_b_mag])) = (&gate, &opt.gate) {
@@ -182,14 +184,14 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
     };
     let (d_in, d_sae, steps) = (plan.d_in, plan.d_sae, state.step);
     let sparsifier = plan.config.sparsifier();
-    let learned = sparsifier.has_threshold();
+    let (has_threshold, learned) = (sparsifier.has_threshold(), plan.config.learns_thresholds());
     let gated = sparsifier.allocation == Allocation::Gate;
     let sae = Sae {
         w_enc: from.tensor("w_enc", [d_sae, d_in])?,
         b_enc: from.tensor("b_enc", [d_sae])?,
         w_dec: from.tensor("w_dec", [d_sae, d_in])?,
         b_dec: from.tensor("b_dec", [d_in])?,
-        threshold: learned.then(|| from.tensor("threshold", [d_sae])).transpose()?,
+        threshold: has_threshold.then(|| from.tensor("threshold", [d_sae])).transpose()?,
         sparsifier,
     };
     let optimizer = Optimizer {

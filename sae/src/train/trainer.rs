@@ -90,15 +90,14 @@ impl Trainer {
         // Two buffers: each is updated in place.
         let matrix = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
         let sparsifier = plan.config.sparsifier();
-        let learned = sparsifier.has_threshold();
+        let learned = plan.config.learns_thresholds();
         let gated = sparsifier.allocation == Allocation::Gate;
-        let threshold = plan.config.sae.threshold_init.unwrap_or(0.0);
         let sae = Sae {
             w_enc: matrix(directions.clone()),
             b_enc: Tensor::zeros([d_sae], device),
             w_dec: matrix(directions),
             b_dec: Tensor::from_data(TensorData::new(statistics.middle, [d_in]), device),
-            threshold: learned.then(|| Tensor::full([d_sae], threshold, device)),
+            threshold: plan.config.threshold_init().map(|t| Tensor::full([d_sae], t, device)),
             sparsifier,
         };
         let optimizer = Optimizer {
@@ -240,7 +239,8 @@ impl Trainer {
         });
         // Not tracked: the gradient that b_dec gets through the encoder is added in `gradients`.
         let centred = x.clone() - sae.b_dec.clone().no_grad().unsqueeze();
-        let selection = match &sae.threshold {
+        let learned = sae.threshold.as_ref().filter(|_| self.optimizer.threshold.is_some());
+        let selection = match learned {
             Some(threshold) => Selection::Above {
                 score: sae.sparsifier.score,
                 bars: Near::bars(threshold, self.bandwidth),
@@ -248,8 +248,8 @@ impl Trainer {
             None => sae.selection(),
         };
         let selected = encode(centred, sae.w_enc.clone(), sae.b_enc.clone(), selection, aux);
-        let mut code = selected.main;
-        let near = sae.threshold.as_ref().map(|threshold| {
+        let mut code = sae.shrink(selected.main);
+        let near = learned.map(|threshold| {
             let (indices, pre) = (code.indices.clone(), code.values.clone());
             Near::new(indices, pre, threshold.clone(), self.bandwidth)
         });
@@ -306,7 +306,12 @@ impl Trainer {
             b_enc,
             w_dec: gradient(&sae.w_dec, &mut grads),
             b_dec: gradient(&sae.b_dec, &mut grads) - through_encoder.reshape([sae.d_in()]),
-            threshold: sae.threshold.as_ref().map(|t| gradient(t, &mut grads)),
+            threshold: self
+                .optimizer
+                .threshold
+                .as_ref()
+                .and(sae.threshold.as_ref())
+                .map(|t| gradient(t, &mut grads)),
         }
     }
 
@@ -324,15 +329,12 @@ impl Trainer {
             gate.r_mag = adam.step(gate.r_mag.extract(), r_mag, &mut of_gate[0], lr, 1.0, free);
             gate.b_mag = adam.step(gate.b_mag.extract(), b_mag, &mut of_gate[1], lr, 1.0, free);
         }
-        let threshold = sae
-            .threshold
-            .take()
-            .zip(gradients.threshold)
-            .zip(opt.threshold.as_mut());
-        sae.threshold = threshold.map(|((threshold, gradient), moments)| {
-            let stepped = adam.step(threshold, gradient, moments, lr, 1.0, free).no_grad();
-            Tensor::from_inner(stepped.clamp_min(0.0)).require_grad()
-        });
+        if let (Some(threshold), Some(gradient), Some(moments)) =
+            (&mut sae.threshold, gradients.threshold, &mut opt.threshold)
+        {
+            let stepped = adam.step(threshold.extract(), gradient, moments, lr, 1.0, free);
+            *threshold = Tensor::from_inner(stepped.no_grad().clamp_min(0.0)).require_grad();
+        }
     }
 }
 

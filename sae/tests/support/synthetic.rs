@@ -72,7 +72,7 @@ impl Place {
         let free = ["relu", "jumprelu", "gated"];
         let free = sets
             .iter()
-            .any(|(key, value)| *key == "sae.method" && free.contains(value));
+            .any(|(key, value)| *key == "sae.lambda" || *key == "sae.method" && free.contains(value));
         let own = own.iter().filter(|s| !(free && s.0 == "sae.k"));
         let sets = own.chain(sets).map(|&(k, v)| (k.to_owned(), v.to_owned()));
         RunConfig::from_toml("", &sets.collect::<Vec<_>>()).unwrap()

@@ -3,6 +3,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::sparsifier::Shrink;
 
 const D_IN: usize = 9;
 const D_SAE: usize = 40;
@@ -40,6 +41,9 @@ fn methods() -> Vec<Sparsifier> {
         methods.push(Sparsifier::new(score, Allocation::PerBatch { k: 4 }));
     }
     methods.push(Sparsifier::new(Score::Positive, Allocation::All));
+    for shrink in [Shrink::Soft, Shrink::Half, Shrink::Cel0 { eta: 0.5 }] {
+        methods.push(Sparsifier::batch_top_k(4).shrunk(shrink));
+    }
     methods
 }
 
@@ -52,10 +56,8 @@ fn thresholds_reach_the_wanted_l0_exactly_where_they_were_set() {
                 let seen = shown(&x, 64);
                 let (after, calibration) = sae(sparsifier).into_inference(form, target, &seen, &seen).unwrap();
                 let calibration = calibration.unwrap();
-                assert_eq!(
-                    after.sparsifier,
-                    Sparsifier::new(sparsifier.score, Allocation::Threshold)
-                );
+                let expected = Sparsifier::new(sparsifier.score, Allocation::Threshold).shrunk(sparsifier.shrink);
+                assert_eq!(after.sparsifier, expected);
                 // 300 rows: a latent more or less on one of them.
                 let off = (calibration.l0 - target).abs();
                 assert!(off <= 1.0 / 300.0 + 1e-9, "{sparsifier:?} {form:?}: {calibration:?}");

@@ -79,7 +79,7 @@ impl Shrink {
     ///
     /// It moves with the parameters as the values do. Taken as a constant, the loss would seem to fall as all scores grow
     /// together, which nothing would end. As a quantile it moves by the mean of the scores about it, for which those up
-    /// to [`ABOUT`] times as large stand: the least alone would put the whole gradient on one entry.
+    /// to a tenth larger stand: the least alone would put the whole gradient on one entry.
     pub fn shared_cutoff(u: &Tensor<1>) -> Tensor<1> {
         let sizes = u.clone().abs();
         let constant = sizes.clone().detach();

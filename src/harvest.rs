@@ -8,7 +8,7 @@ use activations::harvest::{self, HarvestOptions, HarvestPlan, HarvestReport};
 use activations::hub::{Hub, ModelDir};
 use activations::objects::{Place, staging_root};
 use activations::product::Precision;
-use activations::store::Part;
+use activations::store::{Compression, Part};
 use activations::{ActDtype, Device, Outcome, Progress, Stop};
 use anyhow::Context;
 use clap::ValueEnum;
@@ -29,6 +29,7 @@ Examples:
   sae harvest --model EleutherAI/pythia-70m --text books/ --hook 'blocks.*.hook_resid_post' --out acts/
   sae harvest --model DIR --text 'hf://datasets/roneneldan/TinyStories/data/train-*' --hook blocks.3.hook_resid_post --out acts/
   sae harvest --model DIR --text 's3://corpora/crawl/*.jsonl.zst' --hook blocks.3.hook_resid_post --out s3://lab/acts
+  sae harvest … --dtype bf16 --compress zstd --out s3://lab/acts
   sae harvest … --out acts/ --resume      # after Ctrl-C, a crash or kill -9: the same bytes as if never stopped
 
 Texts are .txt, .jsonl, .json and .csv, plain, .gz or .zst, and .parquet: docs/texts.md; object stores: docs/object-stores.md. Hooks have TransformerLens'
@@ -49,6 +50,10 @@ pub struct Args {
     /// Number format of the store: f16, bf16, f32, or int8 with a scale a row (half of f16; see activations/STORE.md)
     #[arg(long, value_name = "DTYPE", default_value = "f16")]
     dtype: ActDtype,
+    /// Compress the store: zstd, or zstd:LEVEL from 1 to 22. Saves 8% of f16 and a fifth of bf16, and everything reads it as
+    /// before: for object stores and for sharing (activations/STORE.md)
+    #[arg(long, value_name = "HOW")]
+    compress: Option<Compression>,
     /// Give BOS and EOS rows, too
     #[arg(long)]
     keep_special: bool,
@@ -267,6 +272,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let model = hub.find(&args.model, &progress)?;
     let mut options = HarvestOptions {
         dtype: args.dtype,
+        compression: args.compress,
         keep_special: args.keep_special,
         device: args.device,
         precision: args.precision,

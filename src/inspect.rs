@@ -157,6 +157,7 @@ fn store(path: &Path, manifest: &StoreManifest) -> anyhow::Result<Facts> {
     facts.number("contexts", manifest.n_contexts);
     facts.number("context_length", spec.context_length as u64);
     facts.say("dtype", spec.dtype.to_string());
+    facts.optional("compression", spec.compression.map(|c| c.to_string()));
     facts.say("model", spec.model.name.clone());
     facts.say("text", spec.corpus.name.clone());
     facts.say(

@@ -262,6 +262,17 @@ fn object_store_texts_are_those_of_the_same_files_on_the_disk() {
 #[test]
 #[ignore = "needs Python with moto[server]: .ci/run"]
 fn object_store_harvest_that_is_killed_resumes_to_the_bytes_of_a_directory() {
+    killed_harvest("");
+}
+
+#[test]
+#[ignore = "needs Python with moto[server]: .ci/run"]
+fn object_store_compressed_harvest_that_is_killed_resumes_to_the_bytes_of_a_directory() {
+    killed_harvest(" --compress zstd");
+}
+
+fn killed_harvest(flags: &str) {
+    let harvest = |out: &str| harvest(out) + flags;
     let place = Place::new();
     place.json(&harvest("disk"));
     let whole = place.files("disk");
@@ -333,6 +344,17 @@ fn object_store_harvest_that_is_killed_resumes_to_the_bytes_of_a_directory() {
 #[test]
 #[ignore = "needs Python with moto[server]: .ci/run"]
 fn object_store_parts_make_one_store_that_is_inspected_trained_on_and_indexed() {
+    parts("");
+}
+
+#[test]
+#[ignore = "needs Python with moto[server]: .ci/run"]
+fn object_store_compressed_parts_make_one_store_that_is_inspected_trained_on_and_indexed() {
+    parts(" --compress zstd");
+}
+
+fn parts(flags: &str) {
+    let harvest = |out: &str| harvest(out) + flags;
     let place = Place::new();
     place.json(&harvest("disk"));
     let second = place.json(&format!("{} --shard 2/2", harvest("s3://lab/deep/acts")));

@@ -4,6 +4,8 @@
 
 #[path = "pipeline/acts.rs"]
 mod acts;
+#[path = "pipeline/compressed.rs"]
+mod compressed;
 #[path = "pipeline/int8.rs"]
 mod int8;
 #[path = "pipeline/killed.rs"]

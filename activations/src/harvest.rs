@@ -32,7 +32,7 @@ use crate::hub::{Hub, is_url};
 use crate::model::Transformer;
 use crate::product::Precision;
 use crate::progress::Progress;
-use crate::store::{Part, SHARD_BYTES};
+use crate::store::{Compression, Part, SHARD_BYTES};
 use crate::tokenizer::Tokenizer;
 
 /// The longest context unless another is asked for; a model's own limit where that is shorter.
@@ -69,6 +69,8 @@ pub struct HarvestOptions {
     /// Contexts in each shard of the store; as many as make about 64 MiB if absent. A harvest that is stopped loses the
     /// shard that it is in the middle of.
     pub contexts_per_shard: Option<u64>,
+    /// How the store is compressed, if it is.
+    pub compression: Option<Compression>,
     /// Which part of the store is harvested: the others are other processes'. `tokens` is about all of them together.
     pub part: Part,
     /// Where the model runs.
@@ -93,6 +95,7 @@ impl HarvestOptions {
             dtype: ActDtype::F16,
             keep_special: false,
             contexts_per_shard: None,
+            compression: None,
             part: Part::WHOLE,
             device: Device::Cpu,
             precision: Precision::F32,
@@ -130,7 +133,7 @@ pub struct Estimate {
     pub tokens: u64,
     /// Activation rows, about.
     pub rows: u64,
-    /// Bytes of the store, about.
+    /// Bytes of the store, about; before compression, which takes away what nobody knows beforehand.
     pub disk_bytes: u64,
     /// Bytes of memory at most, about.
     pub memory_bytes: u64,

@@ -37,6 +37,7 @@ mod listing;
 mod mix;
 mod nested;
 pub(crate) mod order;
+pub(crate) mod pages;
 mod parquet;
 pub(crate) mod rows;
 

@@ -1,10 +1,11 @@
 //! The activation store: a directory of Parquet files in natural order. `STORE.md` beside this crate's manifest is the
 //! normative text; where this code differs, the code is wrong.
 //!
-//! The one decision: **every column is required, plain and uncompressed, and a row of activations is one value of fixed
-//! width.** It is ordinary Parquet to everybody else, and to us an array with a table of contents: a row is found by
-//! arithmetic and read without decoding, which is what random access at the speed of the disk needs. Activations hardly
-//! compress; lists of floats, which Parquet would suggest, read and write ten times slower.
+//! The one decision: **every column is required and plain, and a row of activations is one value of fixed width.** It is
+//! ordinary Parquet to everybody else, and to us an array with a table of contents: a row is found by arithmetic and read
+//! without decoding, which is what random access at the speed of the disk needs. Activations hardly compress, so they
+//! are not compressed unless somebody asks, and then in pages so small that a row still costs little ([`Compression`]);
+//! lists of floats, which Parquet would suggest, read and write ten times slower.
 //!
 //! ```no_run
 //! # fn main() -> activations::Result<()> {
@@ -19,6 +20,7 @@
 //! ```
 
 mod columns;
+mod compression;
 mod context_table;
 mod contexts;
 mod directory;
@@ -37,9 +39,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+pub use self::compression::Compression;
 pub use self::contexts::StoreContexts;
 pub use self::manifest::{
-    FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts, VERSION, state,
+    COMPRESSED_VERSION, FORMAT, FileEntry, JOURNAL, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts,
+    VERSION, state,
 };
 pub(crate) use self::manifest::{is_manifest, is_shard, is_store};
 pub use self::part::Part;
@@ -159,26 +163,28 @@ impl Store {
         let spec = &self.manifest.spec;
         let (at, hook) = spec.hook(Some(hook))?;
         let columns = [columns::KEYS.len() + at, 0, 1];
-        let mut runs = [Vec::new(), Vec::new(), Vec::new()];
+        let mut found: [shard::Found; 3] = Default::default();
         for (number, entry) in self.manifest.shards.iter().enumerate() {
-            let found = shard::column_runs(&self.dir, number, spec, entry, &columns)?;
-            for (runs, found) in runs.iter_mut().zip(found) {
-                runs.extend(found);
-            }
+            let here = shard::column_runs(&self.dir, number, spec, entry, &columns)?;
+            found.iter_mut().zip(here).for_each(|(found, here)| found.extend(here));
         }
         let paths = (0..self.manifest.shards.len()).map(|n| manifest::acts_path(&self.dir, n));
         let files = Arc::new(Files::open(paths.collect())?);
-        let [acts, context, position] = runs;
-        let column = |runs, width| Column::new(Arc::clone(&files), runs, width);
+        let [acts, context, position] = found;
+        let plain = |found: shard::Found, width| Column::new(Arc::clone(&files), found.runs, width);
+        let width = spec.dtype.row_bytes(hook.d_in);
         Ok(ActRows {
             name: format!("{} ({})", self.dir.display(), hook.name),
             path: self.dir.clone(),
             dtype: spec.dtype,
             d_in: hook.d_in,
-            acts: column(acts, spec.dtype.row_bytes(hook.d_in)),
+            acts: match spec.compression {
+                None => plain(acts, width),
+                Some(_) => Column::packed(Arc::clone(&files), acts.runs, acts.sizes, width),
+            },
             places: Some(Places {
-                context: column(context, 8),
-                position: column(position, 4),
+                context: plain(context, 8),
+                position: plain(position, 4),
             }),
             context_rows: 1,
             parts: Vec::new(),

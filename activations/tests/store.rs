@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "store/compressed.rs"]
+mod compressed;
 #[path = "store/damage.rs"]
 mod damage;
 #[path = "store/fixture.rs"]

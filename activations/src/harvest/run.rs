@@ -241,5 +241,6 @@ pub(super) fn spec(plan: &HarvestPlan) -> Result<StoreSpec> {
     spec.skip_special = !keep_special;
     spec.max_tokens = *tokens;
     spec.contexts_per_shard = plan.options.contexts_per_shard.unwrap_or(spec.contexts_per_shard);
+    spec.compression = plan.options.compression;
     Ok(spec)
 }

@@ -9,6 +9,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use super::pages::Packed;
 use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
 
@@ -65,12 +68,12 @@ fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> std::io::R
     Ok(())
 }
 
-/// Rows that follow each other in a file.
+/// Rows that follow each other in a file, or in a page of it that is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     /// Which of the files.
     pub file: usize,
-    /// Where the first row starts.
+    /// Where the first row starts, or the page.
     pub offset: u64,
     /// How many rows follow each other.
     pub rows: u64,
@@ -80,6 +83,8 @@ pub(crate) struct Run {
 pub(crate) struct Column {
     files: Arc<Files>,
     runs: Vec<Run>,
+    /// Where each run is a compressed page.
+    packed: Option<Packed>,
     /// The number of each run's first row, and at the end the number of rows.
     starts: Vec<u64>,
     /// Bytes of a row.
@@ -98,8 +103,18 @@ impl Column {
         Self {
             files,
             runs,
+            packed: None,
             starts,
             width,
+        }
+    }
+
+    /// A column whose runs are compressed pages of `sizes` bytes.
+    pub fn packed(files: Arc<Files>, runs: Vec<Run>, sizes: Vec<u32>, width: usize) -> Self {
+        assert_eq!(runs.len(), sizes.len(), "every page has a size");
+        Self {
+            packed: Some(Packed::new(sizes, width)),
+            ..Self::new(files, runs, width)
         }
     }
 
@@ -126,11 +141,30 @@ impl Column {
             let skip = row - self.starts[run];
             let n = (self.runs[run].rows - skip).min(rows.end - row);
             let (now, later) = out.split_at_mut(n as usize * self.width);
-            let at = self.runs[run].offset + skip * self.width as u64;
-            self.files.read(self.runs[run].file, at, now)?;
+            let Run { file, offset, .. } = self.runs[run];
+            match &self.packed {
+                None => self.files.read(file, offset + skip * self.width as u64, now)?,
+                Some(packed) => {
+                    let at = skip as usize * self.width;
+                    now.copy_from_slice(&self.page(packed, run)?[at..at + now.len()]);
+                }
+            }
             (out, row, run) = (later, row + n, run + 1);
         }
         Ok(())
+    }
+
+    /// The values of a compressed page.
+    fn page(&self, packed: &Packed, run: usize) -> Result<Bytes> {
+        if let Some(values) = packed.recent(run) {
+            return Ok(values);
+        }
+        let Run { file, offset, rows } = self.runs[run];
+        let mut bytes = vec![0; packed.size(run)];
+        self.files.read(file, offset, &mut bytes)?;
+        packed
+            .decode(run, bytes.into(), rows, self.width)
+            .map_err(|problem| Error::bad_file(&self.files.paths[file], problem))
     }
 
     /// The values of a column of u32.

@@ -8,7 +8,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 
-use super::manifest::{FORMAT, VERSION};
+use super::manifest::FORMAT;
 use super::spec::StoreSpec;
 use crate::error::{Error, Result};
 
@@ -47,7 +47,8 @@ pub(crate) fn acts_schema(spec: &StoreSpec) -> Result<TypePtr> {
         .map_err(|e| Error::Invalid(format!("the store's columns are impossible: {e}")))
 }
 
-/// How a file of activations is written: plain values in pages of about a mebibyte.
+/// How a file of activations is written: plain values in pages of about a mebibyte, or smaller ones where they are
+/// compressed. Keys are never compressed: rows are found by them.
 pub(crate) fn acts_properties(spec: &StoreSpec, number: usize) -> WriterProperties {
     let mut properties = plain(spec, number).set_statistics_enabled(EnabledStatistics::None);
     for &(name, ..) in &KEYS {
@@ -56,6 +57,9 @@ pub(crate) fn acts_properties(spec: &StoreSpec, number: usize) -> WriterProperti
     }
     for hook in &spec.hooks {
         let column = ColumnPath::new(vec![hook.name.clone()]);
+        if let Some(compression) = spec.compression {
+            properties = properties.set_column_compression(column.clone(), compression.parquet());
+        }
         properties = properties.set_column_data_page_row_count_limit(column, spec.page_rows(hook));
     }
     // Limits are looked at after each batch of this many rows: pages of activations are then exactly full.
@@ -68,6 +72,9 @@ pub(crate) fn acts_properties(spec: &StoreSpec, number: usize) -> WriterProperti
 pub(crate) fn contexts_properties(spec: &StoreSpec, number: usize) -> WriterProperties {
     let column = |path: &str| ColumnPath::new(path.split('.').map(str::to_owned).collect());
     let mut properties = plain(spec, number);
+    if let Some(compression) = spec.compression {
+        properties = properties.set_compression(compression.parquet());
+    }
     for path in ["documents.list.element", "sources.list.element.file"] {
         properties = properties.set_column_dictionary_enabled(column(path), true);
     }
@@ -99,7 +106,7 @@ fn metadata(spec: &StoreSpec, number: usize) -> Vec<KeyValue> {
     let entry = |key: &str, value: String| KeyValue::new(format!("sae.{key}"), value);
     vec![
         entry("format", FORMAT.into()),
-        entry("version", VERSION.to_string()),
+        entry("version", spec.version().to_string()),
         entry("shard", number.to_string()),
         entry("dtype", spec.dtype.to_string()),
         entry("hooks", json(serde_json::to_string(&spec.hooks))),

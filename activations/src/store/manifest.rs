@@ -17,8 +17,10 @@ use crate::error::{Error, Result};
 
 /// What `format` says in manifests, journals and shards.
 pub const FORMAT: &str = "sae-activations";
-/// The version of the format that this library writes and reads.
+/// The version of the format of stores that are not compressed.
 pub const VERSION: u32 = 2;
+/// The version of those that are: programs that know only the one before are told so, and not that a shard is damaged.
+pub const COMPRESSED_VERSION: u32 = 3;
 /// Written last.
 pub const MANIFEST: &str = "manifest.json";
 /// Written first, removed once there is a manifest.
@@ -76,7 +78,7 @@ pub struct FileEntry {
 pub struct StoreManifest {
     /// Always [`FORMAT`].
     pub format: String,
-    /// [`VERSION`] of the format.
+    /// [`VERSION`] of the format, or [`COMPRESSED_VERSION`].
     pub version: u32,
     /// The program that wrote the store.
     pub created_by: String,
@@ -209,7 +211,7 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<StoreManifest> {
         }
     }
     let manifest: StoreManifest = read_json(&path)?;
-    check_format(&path, &manifest.format, manifest.version)?;
+    check_version(&path, manifest.version, &manifest.spec)?;
     manifest
         .check()
         .map_err(|problem| Error::bad_file(&path, format!("contradicts itself: {problem}")))?;
@@ -250,7 +252,7 @@ fn no_manifest(dir: &Path) -> Error {
 pub(crate) fn read_journal(dir: &Path) -> Result<Journal> {
     let path = dir.join(JOURNAL);
     let journal: Journal = read_json(&path)?;
-    check_format(&path, &journal.format, journal.version)?;
+    check_version(&path, journal.version, &journal.spec)?;
     journal
         .spec
         .validate()
@@ -265,17 +267,30 @@ fn check_format(path: &Path, format: &str, version: u32) -> Result<()> {
             format!("says format {format:?}, expected {FORMAT:?}: this is no activation store"),
         ));
     }
-    if version != VERSION {
+    if !(VERSION..=COMPRESSED_VERSION).contains(&version) {
         let remedy = match version < VERSION {
             true => "harvest again",
             false => "update the program",
         };
         return Err(Error::bad_file(
             path,
-            format!("says version {version}, and this program reads version {VERSION}: {remedy}"),
+            format!(
+                "says version {version}, and this program reads versions {VERSION} and {COMPRESSED_VERSION}: {remedy}"
+            ),
         ));
     }
     Ok(())
+}
+
+/// Whether a version is the one that says what the specification says.
+pub(super) fn check_version(path: &Path, version: u32, spec: &StoreSpec) -> Result<()> {
+    match spec.version() {
+        expected if expected == version => Ok(()),
+        expected => Err(Error::bad_file(
+            path,
+            format!("says version {version}, and a store with this compression is of version {expected}"),
+        )),
+    }
 }
 
 /// What a manifest's file says: its bytes follow from the manifest.
@@ -318,7 +333,7 @@ impl StoreManifest {
         let sum = |of: fn(&ShardEntry) -> u64| shards.iter().map(of).sum();
         Self {
             format: FORMAT.into(),
-            version: VERSION,
+            version: spec.version(),
             created_by: concat!("sae ", env!("CARGO_PKG_VERSION")).into(),
             n_contexts: sum(|s| s.n_contexts),
             n_tokens: sum(|s| s.n_tokens),

@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{FileEntry, Journal, ShardEntry, StoreManifest, TextCounts, read_json};
+use super::manifest::{FileEntry, Journal, ShardEntry, StoreManifest, TextCounts, check_version, read_json};
 use super::spec::StoreSpec;
 use crate::error::{Error, Result};
 
@@ -205,6 +205,7 @@ impl Parts {
     fn read(&self, part: Part) -> Result<PartManifest> {
         let path = part.manifest(&self.dir);
         let manifest: PartManifest = read_json(&path)?;
+        check_version(&path, manifest.version, &manifest.spec)?;
         manifest
             .spec
             .validate()
@@ -283,6 +284,7 @@ impl Parts {
 /// Reads the journal of a part.
 pub(crate) fn read_journal(path: &Path) -> Result<Journal> {
     let journal: Journal = read_json(path)?;
+    check_version(path, journal.version, &journal.spec)?;
     journal
         .spec
         .validate()

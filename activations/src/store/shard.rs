@@ -1,32 +1,57 @@
 //! Reading one shard: finding where the values of a column lie in its file.
 //!
-//! A shard's columns are required, plain and uncompressed, so the values of a page are simply its bytes. Opening a shard
-//! reads its footer and the headers of the pages that are wanted, checks all of it against the file's length and the
-//! manifest, and keeps positions; reading rows is then reading bytes. The file is mapped only while it is opened.
+//! A shard's columns are required and plain, and most are uncompressed, so the values of a page are simply its bytes.
+//! Opening a shard reads its footer and the headers of the pages that are wanted, checks all of it against the file's
+//! length and the manifest, and keeps positions; reading rows is then reading bytes. Of a compressed column the offset
+//! index says where pages lie; their headers are looked at when they are decoded, since there are sixteen times as many.
+//! The file is mapped only while it is opened.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parquet::basic::{Compression, Encoding, Type as PhysicalType};
-use parquet::column::page::Page;
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
+use parquet::basic::{Compression, Type as PhysicalType};
+use parquet::file::metadata::{
+    ColumnChunkMask, ColumnChunkMetaData, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader,
+};
 use parquet::file::serialized_reader::SerializedPageReader;
 use sha2::{Digest, Sha256};
 
-use super::columns::acts_columns;
+use super::columns::{KEYS, acts_columns};
 use super::context_table::decode_contexts;
 use super::manifest::{FORMAT, ShardEntry, acts_path, contexts_path};
 use super::shard_writer::SAMPLE_KEY;
 use super::spec::StoreSpec;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::guard::unless_it_panics;
 use crate::mapped;
 use crate::source::hex;
+use crate::source::pages::plain_page;
 use crate::source::rows::Run;
+
+/// The longest page that is decoded, in bytes of values: a row at least, and far more than the writer makes.
+const MAX_PAGE_BYTES: u64 = 256 << 20;
 
 /// A result whose error is the problem with a file that the caller names.
 pub(crate) type Checked<T> = std::result::Result<T, String>;
+
+/// Where the values of a column are in a shard.
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Runs of values, or compressed pages.
+    pub runs: Vec<Run>,
+    /// Bytes of each page, of a column that is compressed.
+    pub sizes: Vec<u32>,
+}
+
+impl Found {
+    /// Adds those of the next shard.
+    pub fn extend(&mut self, next: Self) {
+        self.runs.extend(next.runs);
+        self.sizes.extend(next.sizes);
+    }
+}
 
 /// The values of the columns numbered `columns` of shard `number`, as runs of the store's file `number`.
 pub(crate) fn column_runs(
@@ -35,11 +60,16 @@ pub(crate) fn column_runs(
     spec: &StoreSpec,
     entry: &ShardEntry,
     columns: &[usize],
-) -> Result<Vec<Vec<Run>>> {
+) -> Result<Vec<Found>> {
     let path = acts_path(dir, number);
     let file = open(&path, entry.acts_bytes)?;
     let find = || {
-        let footer = read_footer(&file)?;
+        let compressed = |column: usize| spec.compression.is_some() && column >= KEYS.len();
+        let packed: Vec<usize> = columns.iter().copied().filter(|&column| compressed(column)).collect();
+        let footer = match packed.is_empty() {
+            true => read_footer(&file)?,
+            false => read_index(&file, packed)?,
+        };
         check_schema(&footer, spec)?;
         let rows = footer.file_metadata().num_rows();
         if rows as u64 != entry.n_rows {
@@ -48,7 +78,10 @@ pub(crate) fn column_runs(
         let widths = acts_columns(spec);
         columns
             .iter()
-            .map(|&column| find_runs(&file, &footer, column, widths[column].2, number))
+            .map(|&column| match compressed(column) {
+                true => find_pages(&file, &footer, column, widths[column].2, number),
+                false => find_runs(&file, &footer, column, widths[column].2, number),
+            })
             .collect::<Checked<Vec<_>>>()
     };
     find().map_err(|problem| Error::bad_file(&path, problem))
@@ -84,6 +117,21 @@ pub(crate) fn read_footer(file: &Bytes) -> Checked<ParquetMetaData> {
     }
     ParquetMetaDataReader::new()
         .parse_and_finish(file)
+        .map_err(|e| format!("is a damaged Parquet file: {e}"))
+}
+
+/// Reads the footer of a Parquet file and where the pages of some columns are. The decoder may panic on a damaged index instead of
+/// giving an error; both are the same news to a user.
+fn read_index(file: &Bytes, columns: Vec<usize>) -> Checked<ParquetMetaData> {
+    read_footer(file)?;
+    let read = || {
+        let reader = ParquetMetaDataReader::new()
+            .with_offset_index_policy(PageIndexPolicy::Required)
+            .with_offset_index_mask(ColumnChunkMask::columns(columns));
+        reader.parse_and_finish(file).map_err(|e| e.to_string())
+    };
+    unless_it_panics(read)
+        .unwrap_or_else(|| Err("its index panics".into()))
         .map_err(|e| format!("is a damaged Parquet file: {e}"))
 }
 
@@ -140,13 +188,14 @@ fn check_schema(footer: &ParquetMetaData, spec: &StoreSpec) -> Checked<()> {
 }
 
 /// Where the values of a column are.
-fn find_runs(file: &Bytes, footer: &ParquetMetaData, column: usize, width: usize, number: usize) -> Checked<Vec<Run>> {
+fn find_runs(file: &Bytes, footer: &ParquetMetaData, column: usize, width: usize, number: usize) -> Checked<Found> {
     let mut runs = Vec::new();
     let mut total = 0;
     for (at, group) in footer.row_groups().iter().enumerate() {
         let meta = group.column(column);
         let name = meta.column_path().string();
-        let rows = check_chunk(meta, group.num_rows(), width, file.len())
+        let rows = check_chunk(meta, group.num_rows(), file.len())
+            .and_then(|rows| check_plain(meta, rows, width).map(|()| rows))
             .map_err(|problem| format!("column {name} of row group {at} {problem}"))?;
         let pages = SerializedPageReader::new(Arc::new(file.clone()), meta, rows, None);
         let damaged = |e| format!("column {name} of row group {at} has damaged pages: {e}");
@@ -175,23 +224,80 @@ fn find_runs(file: &Bytes, footer: &ParquetMetaData, column: usize, width: usize
         }
         total += found;
     }
-    if total != footer.file_metadata().num_rows() as u64 {
-        return Err(format!(
-            "has {total} rows in its row groups, and its footer says otherwise"
-        ));
-    }
+    check_total(footer, total)?;
     runs.retain(|run| run.rows > 0);
-    Ok(runs)
+    Ok(Found {
+        runs,
+        sizes: Vec::new(),
+    })
 }
 
-/// Checks sizes and positions of a column chunk before anything is read from it; returns its number of values.
-fn check_chunk(meta: &ColumnChunkMetaData, rows: i64, width: usize, file_len: usize) -> Checked<usize> {
+/// Where the compressed pages of a column are.
+fn find_pages(file: &Bytes, footer: &ParquetMetaData, column: usize, width: usize, number: usize) -> Checked<Found> {
+    let mut found = Found::default();
+    let mut total = 0;
+    for (at, group) in footer.row_groups().iter().enumerate() {
+        let meta = group.column(column);
+        let name = meta.column_path().string();
+        let here = |problem: String| format!("column {name} of row group {at} {problem}");
+        let rows = check_chunk(meta, group.num_rows(), file.len()).map_err(here)? as u64;
+        if !matches!(meta.compression(), Compression::ZSTD(_)) {
+            return Err(here(format!(
+                "is not compressed with zstd but {}, and the manifest says otherwise",
+                meta.compression()
+            )));
+        }
+        let index = footer.page_index_for_row_group(at);
+        let pages = index.page_locations(column);
+        let pages = pages.ok_or_else(|| here("has no offset index: its pages cannot be found".into()))?;
+        let mut expected = meta.data_page_offset();
+        for (nth, page) in pages.iter().enumerate() {
+            let end = pages.get(nth + 1).map_or(rows as i64, |next| next.first_row_index);
+            let of_page = end.checked_sub(page.first_row_index).filter(|&n| n > 0);
+            let fits = (nth > 0 || page.first_row_index == 0) && page.first_row_index < rows as i64;
+            let (Some(n), true) = (
+                of_page,
+                fits && page.offset == expected && page.compressed_page_size > 0,
+            ) else {
+                return Err(here("has an offset index that contradicts itself".into()));
+            };
+            if (n as u64).saturating_mul(width as u64) > MAX_PAGE_BYTES {
+                return Err(here(format!(
+                    "has a page of {n} values of {width} bytes: no page is so long"
+                )));
+            }
+            expected += i64::from(page.compressed_page_size);
+            found.runs.push(Run {
+                file: number,
+                offset: page.offset as u64,
+                rows: n as u64,
+            });
+            found.sizes.push(page.compressed_page_size as u32);
+        }
+        if expected != meta.data_page_offset() + meta.compressed_size() || (pages.is_empty() && rows > 0) {
+            return Err(here("has an offset index that contradicts its length".into()));
+        }
+        total += rows;
+    }
+    check_total(footer, total)?;
+    Ok(found)
+}
+
+/// Whether all row groups together have as many rows as the file says.
+fn check_total(footer: &ParquetMetaData, total: u64) -> Checked<()> {
+    match total == footer.file_metadata().num_rows() as u64 {
+        true => Ok(()),
+        false => Err(format!(
+            "has {total} rows in its row groups, and its footer says otherwise"
+        )),
+    }
+}
+
+/// Checks the position of a column chunk before anything is read from it; returns its number of values.
+fn check_chunk(meta: &ColumnChunkMetaData, rows: i64, file_len: usize) -> Checked<usize> {
     let rows = usize::try_from(rows).map_err(|_| format!("has {rows} rows"))?;
     if meta.num_values() != rows as i64 {
         return Err(format!("has {} values in {rows} rows", meta.num_values()));
-    }
-    if meta.compression() != Compression::UNCOMPRESSED {
-        return Err(format!("is compressed ({}): stores are not", meta.compression()));
     }
     if meta.dictionary_page_offset().is_some() {
         return Err("has a dictionary: stores have plain values".into());
@@ -203,27 +309,22 @@ fn check_chunk(meta: &ColumnChunkMetaData, rows: i64, width: usize, file_len: us
             "lies at {start} with {length} bytes, outside of the file's {file_len}"
         ));
     }
-    if (length as u64) < (rows as u64).saturating_mul(width as u64) {
-        return Err(format!(
-            "has {length} bytes, too few for {rows} values of {width} bytes"
-        ));
-    }
     Ok(rows)
 }
 
-/// The number of values of a page, and their bytes.
-fn plain_page(page: Page) -> Checked<(u64, Bytes)> {
-    match page {
-        Page::DataPage {
-            buf,
-            num_values,
-            encoding: Encoding::PLAIN,
-            ..
-        } => Ok((u64::from(num_values), buf)),
-        other => Err(format!(
-            "has a page of type {:?} in {:?}: stores have plain data pages of version 1",
-            other.page_type(),
-            other.encoding()
+/// Checks that a column chunk is not compressed, and as long as its values are.
+fn check_plain(meta: &ColumnChunkMetaData, rows: usize, width: usize) -> Checked<()> {
+    if meta.compression() != Compression::UNCOMPRESSED {
+        return Err(format!(
+            "is compressed ({}): the manifest says that it is not",
+            meta.compression()
+        ));
+    }
+    let length = meta.compressed_size();
+    match (length as u64) < (rows as u64).saturating_mul(width as u64) {
+        false => Ok(()),
+        true => Err(format!(
+            "has {length} bytes, too few for {rows} values of {width} bytes"
         )),
     }
 }

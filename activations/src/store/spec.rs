@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::compression::Compression;
+use super::manifest::{COMPRESSED_VERSION, VERSION};
 use crate::dtype::ActDtype;
 use crate::error::{Error, Result};
 use crate::product::Precision;
@@ -20,6 +22,8 @@ const SHARD_TOKENS: u64 = 1 << 22;
 const GROUP_BYTES: u64 = 16 << 20;
 /// Activation bytes of a data page.
 const PAGE_BYTES: u64 = 1 << 20;
+/// Activation bytes of a compressed data page: what a chunk of the mixed reader is at most.
+const PACKED_PAGE_BYTES: u64 = 64 << 10;
 /// The widest row that is accepted, in bytes. The widest residual streams today are an eighth of it.
 const MAX_ROW_BYTES: u64 = 1 << 20;
 
@@ -88,6 +92,9 @@ pub struct StoreSpec {
     pub max_tokens: Option<u64>,
     /// Contexts of every shard but the last.
     pub contexts_per_shard: u64,
+    /// How activations and contexts are compressed; not at all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 impl StoreSpec {
@@ -108,6 +115,7 @@ impl StoreSpec {
             skip_special: true,
             max_tokens: None,
             contexts_per_shard: 1,
+            compression: None,
         };
         let context_bytes = spec.row_bytes().saturating_mul(context_length as u64);
         // Narrow rows would make shards of very many tokens, which a writer keeps in memory.
@@ -116,7 +124,15 @@ impl StoreSpec {
         spec
     }
 
-    /// Activation bytes of one row, all hooks together.
+    /// The version of the format that a store of this specification has.
+    pub(crate) fn version(&self) -> u32 {
+        match self.compression {
+            None => VERSION,
+            Some(_) => COMPRESSED_VERSION,
+        }
+    }
+
+    /// Activation bytes of one row, all hooks together, before compression.
     pub fn row_bytes(&self) -> u64 {
         self.hooks
             .iter()
@@ -139,7 +155,11 @@ impl StoreSpec {
 
     /// Rows of every data page of an activation column but a row group's last.
     pub(crate) fn page_rows(&self, hook: &HookSpec) -> usize {
-        (PAGE_BYTES / self.hook_bytes(hook).max(1)).clamp(1, 1 << 16) as usize
+        let page = match self.compression {
+            None => PAGE_BYTES,
+            Some(_) => PACKED_PAGE_BYTES,
+        };
+        (page / self.hook_bytes(hook).max(1)).clamp(1, 1 << 16) as usize
     }
 
     /// The hook of a name, with its column's place among the activation columns; of no name, the only hook.

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use serde::{Deserialize, Serialize};
 
 use super::directory::journal_path;
-use super::manifest::{FORMAT, ShardEntry, VERSION, acts_path, contexts_path, shard_number, to_json};
+use super::manifest::{FORMAT, ShardEntry, acts_path, contexts_path, shard_number, to_json};
 use super::part::Part;
 use super::spec::StoreSpec;
 use crate::error::{Error, Result};
@@ -55,12 +55,14 @@ pub(super) fn sent(names: &[(String, Object)], spec: &StoreSpec, part: Part) -> 
     let bytes = object.bytes()?;
     let sent: Sent = serde_json::from_slice(&bytes)
         .map_err(|e| Error::remote(object.label(), format!("is not the list of a store's shards: {e}")))?;
-    if (sent.format.as_str(), sent.version) != (FORMAT, VERSION) {
+    if (sent.format.as_str(), sent.version) != (FORMAT, spec.version()) {
         return Err(Error::remote(
             object.label(),
             format!(
-                "says format {:?} of version {}, expected {FORMAT:?} of {VERSION}",
-                sent.format, sent.version
+                "says format {:?} of version {}, expected {FORMAT:?} of {}",
+                sent.format,
+                sent.version,
+                spec.version()
             ),
         ));
     }
@@ -81,11 +83,16 @@ pub(super) fn sent(names: &[(String, Object)], spec: &StoreSpec, part: Part) -> 
 
 impl Uploads {
     /// Will send what is written in `staging`; the shards `done` are in the bucket.
-    pub(super) fn start(bucket: Bucket, staging: Staging, part: Part, done: Vec<ShardEntry>) -> Self {
+    pub(super) fn start(bucket: Bucket, staging: Staging, spec: &StoreSpec, part: Part, done: Vec<ShardEntry>) -> Self {
         let staging = Arc::new(staging);
         let (shards, receiver) = sync_channel(1);
         let (to, from) = (bucket.clone(), Arc::clone(&staging));
-        let sending = std::thread::spawn(move || send(&to, &from, part, done, &receiver));
+        let list = Sent {
+            format: FORMAT.into(),
+            version: spec.version(),
+            shards: done,
+        };
+        let sending = std::thread::spawn(move || send(&to, &from, part, list, &receiver));
         Self {
             part,
             bucket,
@@ -136,18 +143,7 @@ impl Drop for Uploads {
 }
 
 /// Sends shards until there are no more, each with the list that has it.
-fn send(
-    bucket: &Bucket,
-    from: &Staging,
-    part: Part,
-    done: Vec<ShardEntry>,
-    shards: &Receiver<ShardEntry>,
-) -> Result<()> {
-    let mut sent = Sent {
-        format: FORMAT.into(),
-        version: VERSION,
-        shards: done,
-    };
+fn send(bucket: &Bucket, from: &Staging, part: Part, mut sent: Sent, shards: &Receiver<ShardEntry>) -> Result<()> {
     let list = list_name(part);
     while let Ok(entry) = shards.recv() {
         let number = part.shard(sent.shards.len());

@@ -11,8 +11,8 @@ use super::directory::{
     check_parts, complete_shards, journal_path, not_empty, remove_after, resumable, resumable_part,
 };
 use super::manifest::{
-    FORMAT, FileEntry, JOURNAL, Journal, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts, VERSION,
-    shard_number, state, write_json,
+    FORMAT, FileEntry, JOURNAL, Journal, MANIFEST, ShardEntry, StoreManifest, StoreState, TextCounts, shard_number,
+    state, write_json,
 };
 use super::part::{Part, PartManifest, Parts, read_journal};
 use super::pushed::{check_acts, check_rows};
@@ -116,7 +116,7 @@ impl StoreWriter {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let journal = Journal {
             format: FORMAT.into(),
-            version: VERSION,
+            version: spec.version(),
             spec: spec.clone(),
         };
         write_json(&journal_path(dir, part), &journal)?;
@@ -189,7 +189,7 @@ impl StoreWriter {
             }
         }
         uploads::remove_after(&bucket, &names, part, writer.shards.len())?;
-        writer.uploads = Some(Uploads::start(bucket, staging, part, writer.shards.clone()));
+        writer.uploads = Some(Uploads::start(bucket, staging, spec, part, writer.shards.clone()));
         Ok(writer)
     }
 
@@ -388,7 +388,7 @@ impl StoreWriter {
         );
         let part = PartManifest {
             format: FORMAT.into(),
-            version: VERSION,
+            version: manifest.version,
             created_by: manifest.created_by.clone(),
             part: self.part,
             spec: manifest.spec.clone(),

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use crate::fixture::{HOOKS, context, harvest, npy, spec, store};
 
 /// Reads everything that there is to read in a store.
-fn read_all(dir: &Path) -> Result<u64> {
+pub fn read_all(dir: &Path) -> Result<u64> {
     let store = Store::open(dir)?;
     let mut rows = 0;
     for (hook, _) in HOOKS {
@@ -109,14 +109,20 @@ fn manifests_that_contradict_themselves_or_come_from_the_future_are_refused() {
     for (from, to, word) in [
         (
             "\"version\": 2",
-            "\"version\": 3",
-            "version 3, and this program reads version 2: update",
+            "\"version\": 4",
+            "version 4, and this program reads versions 2 and 3: update",
         ),
         (
             "\"version\": 2",
             "\"version\": 1",
-            "version 1, and this program reads version 2: harvest again",
+            "version 1, and this program reads versions 2 and 3: harvest again",
         ),
+        (
+            "\"version\": 2",
+            "\"version\": 3",
+            "a store with this compression is of version 2",
+        ),
+        ("\"spec\": {", "\"spec\": { \"compression\": \"lz4\",", "expected zstd"),
         ("\"n_contexts\": 17", "\"n_contexts\": 18", "contradicts"),
         ("\"first_context\": 5", "\"first_context\": 6", "contradicts"),
         ("\"d_in\": 24", "\"d_in\": 25", "FIXED_LEN_BYTE_ARRAY of 48 bytes"),

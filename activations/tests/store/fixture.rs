@@ -95,8 +95,13 @@ pub fn push_until(writer: &mut StoreWriter, end: u64, step: u64) {
 
 /// A store of `n` contexts in a new directory.
 pub fn store(n: u64, dtype: ActDtype) -> tempfile::TempDir {
+    store_of(n, &spec(dtype))
+}
+
+/// A store of `n` contexts of this specification in a new directory.
+pub fn store_of(n: u64, spec: &StoreSpec) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = StoreWriter::create(dir.path(), &spec(dtype)).unwrap();
+    let mut writer = StoreWriter::create(dir.path(), spec).unwrap();
     push_until(&mut writer, n, 4);
     writer.finish().unwrap();
     dir

@@ -4,7 +4,7 @@ use activations::source::Activations;
 use activations::store::{Store, StoreState, StoreWriter, state};
 use activations::{ActDtype, Context, ContextSource};
 
-use crate::fixture::{HOOKS, context, files, harvest, npy, push_until, spec, store};
+use crate::fixture::{HOOKS, context, files, harvest, npy, push_until, spec, store, store_of};
 
 #[test]
 fn what_is_written_comes_back_in_natural_order_in_every_format() {
@@ -261,8 +261,14 @@ fn a_store_of_int8_holds_every_row_to_half_a_step_and_resumes_and_mixes_like_any
 #[test]
 fn reading_a_hook_touches_no_byte_of_another() {
     use parquet::file::reader::{FileReader, SerializedFileReader};
-    for dtype in [ActDtype::F16, ActDtype::Int8] {
-        let dir = store(17, dtype);
+    for (dtype, compression) in [
+        (ActDtype::F16, None),
+        (ActDtype::Int8, None),
+        (ActDtype::F16, Some("zstd")),
+    ] {
+        let mut spec = spec(dtype);
+        spec.compression = compression.map(|name| name.parse().unwrap());
+        let dir = store_of(17, &spec);
         let read = |hook: usize| {
             let acts = Activations::open(dir.path(), Some(HOOKS[hook].0))?;
             let mut rows = vec![0.0; acts.n_rows() as usize * acts.d_in()];

@@ -14,6 +14,7 @@
 //! # Ok::<(), sae::Error>(())
 //! ```
 
+mod course;
 mod data;
 mod keys;
 mod method;
@@ -54,6 +55,26 @@ pub struct SaeConfig {
     /// Latents that may fire for a token, or on average for a token of a batch. Default: 32, where the method has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub k: Option<usize>,
+    /// Where `k` starts, and comes down from in a line. Default: `k`, from the beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub k_start: Option<usize>,
+    /// Share of the run over which it does. Default: 0.1 beside `k_start`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub k_share: Option<f64>,
+    /// Exponent of the law that latents' densities follow by their rank, `(rank + zipf_offset)^-zipf_exponent`. Default: 1
+    /// for feature choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zipf_exponent: Option<f64>,
+    /// What is added to ranks in that law. Default: `k` for feature choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zipf_offset: Option<f64>,
+    /// Share of the run in which feature choice is mutual choice still, so that densities have something to go by.
+    /// Default: 0.1 for feature choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mutual_share: Option<f64>,
+    /// Whether the encoder is the decoder's transpose all along, one matrix. Default: false, it only starts as that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tied: Option<bool>,
     /// Number of latents. Default: `expansion` times the width of the activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_sae: Option<usize>,

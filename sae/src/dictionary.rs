@@ -67,11 +67,18 @@ impl Sae {
     /// What the kernels select for it.
     ///
     /// # Panics
-    /// If a sparsifier that has thresholds has none: loading and building see to it.
+    /// If a sparsifier that has thresholds has none: loading and building see to it. For latents' budgets, which the
+    /// trainer knows.
     pub fn selection(&self) -> Selection {
-        let score = self.sparsifier.score;
+        self.selection_as(self.sparsifier)
+    }
+
+    /// What the kernels select under another sparsifier, as in [`Sae::selection`].
+    pub(crate) fn selection_as(&self, sparsifier: Sparsifier) -> Selection {
+        let score = sparsifier.score;
         let thresholds = || self.threshold.clone().expect("a dictionary with thresholds has them");
-        match self.sparsifier.allocation {
+        match sparsifier.allocation {
+            Allocation::PerLatent { .. } => panic!("{}: its budgets are the trainer's", sparsifier.name()),
             Allocation::PerToken { k } => Selection::PerToken { score, k },
             Allocation::PerBatch { k } => Selection::PerBatch { score, k },
             Allocation::All | Allocation::Gate => Selection::Above {
@@ -88,13 +95,19 @@ impl Sae {
     /// The code of `x: [batch, d_in]`, raw activations. Where the batch shares a budget, `x` is the batch.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when `x` has another width.
+    /// [`Error::Invalid`] when `x` has another width, or latents have budgets, which are the trainer's.
     pub fn encode(&self, x: Tensor<2>) -> Result<SparseCode> {
         let [_, d_in] = x.dims();
         if d_in != self.d_in() {
             return Err(Error::Invalid(format!(
                 "activations have d_in {d_in} but the dictionary expects {}",
                 self.d_in()
+            )));
+        }
+        if let Allocation::PerLatent { .. } = self.sparsifier.allocation {
+            return Err(Error::Invalid(format!(
+                "{} is a form for training: latents' budgets are the trainer's, a dictionary has thresholds instead",
+                self.sparsifier.name()
             )));
         }
         let centred = x - self.b_dec.clone().unsqueeze();

@@ -31,6 +31,7 @@ mod cpu;
 mod flex;
 mod nested;
 pub(crate) mod ops;
+mod per_latent;
 mod portable;
 pub mod product;
 mod ragged;
@@ -72,6 +73,13 @@ pub enum Selection {
         score: Score,
         /// How many win for each row of the batch, at least 1 and at most `d_sae`.
         k: usize,
+    },
+    /// The `budgets[i]` best rows of every latent `i`, fewer if fewer score at all; each row's best first.
+    PerLatent {
+        /// What they compete with.
+        score: Score,
+        /// Whole numbers. `[d_sae]`
+        budgets: Tensor<1>,
     },
     /// All with a score above their latent's bar, latents ascending. Their values are the **pre-activations**: under a
     /// bar below zero, [`Score::Positive`] lets latents below zero pass, which is what a threshold learns from.
@@ -142,6 +150,10 @@ pub fn encode(
             fits(k);
             (score, Budget::PerBatch(k * batch), None)
         }
+        Selection::PerLatent { score, budgets } => {
+            assert_eq!(budgets.dims(), [d_sae], "a budget for every latent");
+            (score, Budget::PerLatent, Some(budgets))
+        }
         Selection::Above { score, bars } => {
             assert_eq!(bars.dims(), [d_sae], "a bar for every latent");
             (score, Budget::Above, Some(bars))
@@ -181,7 +193,7 @@ pub fn encode(
     );
     let rows = match plan.budget {
         Budget::PerToken(slots) => Rows::Equal { batch, slots },
-        Budget::PerBatch(_) | Budget::Above => {
+        Budget::PerBatch(_) | Budget::PerLatent | Budget::Above => {
             let starts = to_host::<i32>(Tensor::<1, Int>::from_dispatch(starts).try_into_data());
             let starts = starts.expect("a device that works can be read").into_iter();
             Rows::Ragged(starts.map(|s| s as u32).collect())

@@ -8,6 +8,7 @@
 //! |---|---|---|---|
 //! | `per_token` | TopK (2406.04093) | AbsTopK (2510.00404) | k-sparse (1312.5663) |
 //! | `per_batch` | BatchTopK (2412.06410), mutual choice (2411.02124) | its magnitude form | |
+//! | `per_latent` | feature choice (2411.02124) | its magnitude form | |
 //! | `all` | ReLU (2309.08600) | | |
 //! | `gate` | Gated (2404.16014) | | |
 //! | `threshold` | JumpReLU (2407.14435) | inference of the signed | inference of k-sparse |
@@ -22,6 +23,8 @@
 mod gate;
 mod jump;
 mod shrink;
+#[cfg(test)]
+mod theorem;
 
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +88,12 @@ pub enum Allocation {
         /// Mean over the tokens of a batch; at least 1 and at most `d_sae`.
         k: usize,
     },
+    /// The best tokens of a batch for every latent, as many as its rank among the densities gives it, `k` a token on
+    /// average: feature choice. The budgets are the trainer's.
+    PerLatent {
+        /// Mean over the tokens of a batch; at least 1 and at most `d_sae`.
+        k: usize,
+    },
     /// Whoever scores at all: nothing but a penalty keeps latents silent.
     All,
     /// Whoever's gate is open; in training alone: saved, it is the [`Allocation::Threshold`] that it equals, see [`Gate`].
@@ -139,7 +148,7 @@ impl Sparsifier {
     /// The number of latents that a token has by construction, exactly or on average over a batch.
     pub fn k(&self) -> Option<usize> {
         match self.allocation {
-            Allocation::PerToken { k } | Allocation::PerBatch { k } => Some(k),
+            Allocation::PerToken { k } | Allocation::PerBatch { k } | Allocation::PerLatent { k } => Some(k),
             Allocation::All | Allocation::Gate | Allocation::Threshold => None,
         }
     }
@@ -149,6 +158,7 @@ impl Sparsifier {
         let allocation = match self.allocation {
             Allocation::PerToken { .. } => Allocation::PerToken { k },
             Allocation::PerBatch { .. } => Allocation::PerBatch { k },
+            Allocation::PerLatent { .. } => Allocation::PerLatent { k },
             other => other,
         };
         Self { allocation, ..self }
@@ -156,14 +166,17 @@ impl Sparsifier {
 
     /// Whether a token's code depends on nothing but the token.
     pub fn is_inference_form(&self) -> bool {
-        !matches!(self.allocation, Allocation::PerBatch { .. })
+        !matches!(
+            self.allocation,
+            Allocation::PerBatch { .. } | Allocation::PerLatent { .. }
+        )
     }
 
     /// # Errors
     /// [`Error::Invalid`] for an allocation that a saved dictionary does not have: one that is for training alone.
     pub fn validate_saved(&self) -> Result<()> {
         let instead = match self.allocation {
-            Allocation::PerBatch { .. } => "calibrated thresholds (Sae::into_inference)",
+            Allocation::PerBatch { .. } | Allocation::PerLatent { .. } => "calibrated thresholds (Sae::into_inference)",
             Allocation::Gate => "the thresholds that it equals",
             _ => return Ok(()),
         };
@@ -194,6 +207,7 @@ impl Sparsifier {
             (Score::Value, Allocation::PerToken { k }) => format!("KSparse({k})"),
             (_, Allocation::PerToken { k }) => format!("{score}TopK({k})"),
             (_, Allocation::PerBatch { k }) => format!("{score}BatchTopK({k})"),
+            (_, Allocation::PerLatent { k }) => format!("{score}FeatureChoice({k})"),
             (_, Allocation::All) => format!("{score}ReLU"),
             (_, Allocation::Gate) => format!("{score}Gated"),
             (_, Allocation::Threshold) => format!("{score}JumpReLU"),

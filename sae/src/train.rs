@@ -17,8 +17,10 @@
 //! ```
 
 mod checkpoint;
+mod course;
 mod curves;
 mod dead;
+mod density;
 mod evaluate;
 mod input;
 mod log;
@@ -35,6 +37,7 @@ use std::time::Instant;
 use activations::{Outcome, Progress, Silent, Stop};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::density::Zipf;
 use self::input::Input;
 use self::log::{Line, Log, Timing};
 pub use self::plan::TrainPlan;
@@ -274,7 +277,7 @@ struct Measured {
 }
 
 fn measure(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<Measured> {
-    let (sae, calibration) = evaluate::inference(trainer.dictionary(), input, plan)?;
+    let (sae, calibration) = evaluate::inference(trainer, input, plan)?;
     let held_out = evaluate::held_out(&sae, input, plan)?;
     Ok(Measured {
         sae,

@@ -148,6 +148,74 @@ fn a_strength_given_sets_the_threshold_and_the_l0_follows_from_it() {
 }
 
 #[test]
+fn feature_choice_gives_every_latent_its_share_and_is_saved_with_a_threshold_for_each() {
+    for (method, signed) in [("feature_choice", false), ("abs_feature_choice", true)] {
+        let place = Place::new(signed);
+        let d_sae = if signed { "48" } else { "96" };
+        // Forty directions are equally frequent: the law must not ask for more than they have.
+        let more = [("sae.d_sae", d_sae), ("sae.zipf_exponent", "0.3")];
+        let summary = place.run(&sets(method, &more), method, false).unwrap();
+        let sae = check_saved(&place, method, &summary, signed);
+        assert_eq!(sae.sparsifier.allocation, Allocation::Threshold);
+        let calibration = summary.calibration.unwrap();
+        assert_eq!((calibration.threshold, calibration.target_l0), (None, 3.0));
+        assert!((calibration.l0 - 3.0).abs() < 0.5, "{calibration:?}");
+        assert!(
+            summary.held_out.fvu < 0.45 && summary.held_out.dead_share < 0.1,
+            "{summary:?}"
+        );
+        assert!(summary.method.ends_with("FeatureChoice(3)"), "{summary:?}");
+    }
+}
+
+#[test]
+fn budgets_of_less_than_a_token_are_refused_before_any_work() {
+    let place = Place::new(false);
+    let error = place
+        .run(
+            &[("sae.method", "feature_choice"), ("sae.expansion", "40")],
+            "run",
+            false,
+        )
+        .unwrap_err()
+        .to_string();
+    for name in ["train.batch", "128", "960", "sae.d_sae", "sae.k"] {
+        assert!(error.contains(name), "{error}");
+    }
+    assert!(!place.out("run").exists());
+}
+
+#[test]
+fn a_tied_encoder_is_the_decoder_before_and_after_training() {
+    let place = Place::new(false);
+    for method in ["ksparse", "topk"] {
+        let more = [("sae.tied", "true"), ("sae.k_start", "20")];
+        let summary = place.run(&sets(method, &more), method, false).unwrap();
+        let sae = check_saved(&place, method, &summary, false);
+        let w_enc: Vec<f32> = sae.w_enc.clone().into_data().to_vec().unwrap();
+        assert_eq!(w_enc, sae.decoder_rows().unwrap());
+        assert!(summary.held_out.fvu < 0.3, "{method}: {summary:?}");
+    }
+}
+
+#[test]
+fn a_budget_that_comes_down_is_logged_as_it_does() {
+    let place = Place::new(false);
+    let more = [("sae.k_start", "40"), ("sae.k_share", "0.5"), ("train.log_every", "1")];
+    let summary = place.run(&sets("ksparse", &more), "run", false).unwrap();
+    assert_eq!(summary.held_out.l0, 3.0);
+    let log = fs::read_to_string(place.out("run/metrics.jsonl")).unwrap();
+    let l0 = |line: &str| {
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["l0"]
+            .as_f64()
+            .unwrap()
+    };
+    let all: Vec<f64> = log.lines().map(l0).collect();
+    assert_eq!((all[0], all[300], all[599]), (40.0, 3.0, 3.0));
+    assert!(all.is_sorted_by(|a, b| a >= b), "{all:?}");
+}
+
+#[test]
 fn an_l0_to_aim_at_is_reached_from_either_side() {
     let place = Place::new(false);
     for target in ["5.0", "10.0"] {
@@ -189,17 +257,20 @@ fn per_token_budgets_become_thresholds_where_they_are_asked_for() {
 #[test]
 fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
     let place = Place::new(false);
-    for (method, term) in [
-        ("batch_topk", "objective.matryoshka.sampled"),
-        ("jumprelu", "objective.tilted.t"),
-        ("relu", "objective.orthogonality.every"),
-        ("gated", "objective.tilted.t"),
-        ("half", "objective.tilted.t"),
-        ("soft", "sae.lambda"),
+    for (method, key, value) in [
+        ("batch_topk", "objective.matryoshka.sampled", "3"),
+        ("jumprelu", "objective.tilted.t", "3"),
+        ("relu", "objective.orthogonality.every", "3"),
+        ("gated", "objective.tilted.t", "3"),
+        ("half", "objective.tilted.t", "3"),
+        ("soft", "sae.lambda", "3"),
+        ("feature_choice", "sae.mutual_share", "0.4"),
+        ("ksparse", "sae.k_start", "30"),
+        ("topk", "sae.tied", "true"),
     ] {
         let sets = [
             ("sae.method", method),
-            (term, "3"),
+            (key, value),
             ("train.steps", "30"),
             ("train.log_every", "2"),
             ("train.eval_every", "10"),

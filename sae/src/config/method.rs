@@ -28,6 +28,10 @@ pub enum Method {
     /// BatchTopK by magnitude, signed.
     #[serde(rename = "abs_batch_topk")]
     AbsBatchTopK,
+    /// Feature choice (arXiv 2411.02124): the best tokens of a batch for every latent, as many as Zipf's law gives it.
+    FeatureChoice,
+    /// Feature choice by magnitude, signed.
+    AbsFeatureChoice,
     /// ReLU (arXiv 2309.08600): all that are positive, and a penalty.
     #[serde(rename = "relu")]
     ReLU,
@@ -60,6 +64,8 @@ impl Method {
             Self::KSparse => "ksparse",
             Self::BatchTopK => "batch_topk",
             Self::AbsBatchTopK => "abs_batch_topk",
+            Self::FeatureChoice => "feature_choice",
+            Self::AbsFeatureChoice => "abs_feature_choice",
             Self::ReLU => "relu",
             Self::Gated => "gated",
             Self::JumpReLU => "jumprelu",
@@ -78,6 +84,8 @@ impl Method {
             Self::KSparse => (Score::Value, Allocation::PerToken { k }),
             Self::BatchTopK => (Score::Positive, Allocation::PerBatch { k }),
             Self::AbsBatchTopK => (Score::Magnitude, Allocation::PerBatch { k }),
+            Self::FeatureChoice => (Score::Positive, Allocation::PerLatent { k }),
+            Self::AbsFeatureChoice => (Score::Magnitude, Allocation::PerLatent { k }),
             Self::ReLU => (Score::Positive, Allocation::All),
             Self::Gated => (Score::Positive, Allocation::Gate),
             Self::JumpReLU => (Score::Positive, Allocation::Threshold),
@@ -136,9 +144,10 @@ impl RunConfig {
     /// are).
     pub fn inference(&self) -> (InferenceForm, f64) {
         let sparsifier = self.sparsifier();
-        let default = match sparsifier.is_inference_form() {
-            true => InferenceForm::AsTrained,
-            false => InferenceForm::Threshold,
+        let default = match sparsifier.allocation {
+            Allocation::PerLatent { .. } => InferenceForm::ThresholdPerLatent,
+            Allocation::PerBatch { .. } => InferenceForm::Threshold,
+            _ => InferenceForm::AsTrained,
         };
         let l0 = self.sae.inference_l0.unwrap_or(sparsifier.k().unwrap_or(0) as f64);
         (self.sae.inference.unwrap_or(default), l0)
@@ -177,6 +186,7 @@ impl RunConfig {
         if self.sparsifier().k().is_some() {
             self.sae.k.get_or_insert(K);
         }
+        self.fill_course();
         if !self.sparsifier().is_inference_form() {
             let (form, l0) = self.inference();
             (self.sae.inference, self.sae.inference_l0) = (Some(form), Some(l0));
@@ -213,6 +223,7 @@ impl RunConfig {
                 return Err(Error::config(key, format!("is {value}, expected {expected}")));
             }
         }
+        self.validate_course(d_sae)?;
         self.sparsifier().validate(d_sae.unwrap_or(usize::MAX))?;
         self.validate_inference(d_sae)?;
         self.objective.validate(About {

@@ -174,6 +174,11 @@ fn values_that_cannot_be_are_refused() {
             vec!["sae.bandwidth"],
         ),
         (vec![("sae.method", "soft"), ("sae.lambda", "-1")], vec!["sae.lambda"]),
+        (
+            vec![("sae.method", "feature_choice"), ("sae.zipf_offset", "-1")],
+            vec!["sae.zipf_offset"],
+        ),
+        (vec![("sae.k_start", "64"), ("sae.k_share", "1.5")], vec!["sae.k_share"]),
         (vec![("sae.method", "cel0"), ("sae.eta", "1")], vec!["sae.eta"]),
     ] {
         let problem = problem(&pairs);
@@ -287,6 +292,31 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
         ),
         (vec![("sae.lambda", "0.1")], ["sae.lambda", "sae.method is topk"]),
         (
+            vec![("sae.method", "relu"), ("sae.k_start", "8")],
+            ["sae.k_start", "sae.method is relu"],
+        ),
+        (vec![("sae.k_share", "0.5")], ["sae.k_share", "sae.k_start"]),
+        (
+            vec![("sae.k_start", "65"), ("sae.d_sae", "64")],
+            ["sae.k_start", "sae.d_sae"],
+        ),
+        (
+            vec![("sae.zipf_exponent", "1")],
+            ["sae.zipf_exponent", "sae.method is topk"],
+        ),
+        (
+            vec![("sae.method", "batch_topk"), ("sae.mutual_share", "0.1")],
+            ["sae.mutual_share", "sae.method is batch_topk"],
+        ),
+        (
+            vec![
+                ("sae.method", "feature_choice"),
+                ("train.batch", "64"),
+                ("sae.d_sae", "4096"),
+            ],
+            ["train.batch", "sae.d_sae"],
+        ),
+        (
             vec![("sae.method", "jumprelu"), ("sae.signed", "true")],
             ["sae.signed", "sae.method is jumprelu"],
         ),
@@ -326,6 +356,13 @@ fn a_method_brings_what_it_needs_and_every_name_is_its_key() {
         let config = filled(method);
         assert_eq!(config.inference(), (InferenceForm::Threshold, 32.0));
         assert_eq!(config.sae.inference_l0, Some(32.0));
+    }
+    for method in ["feature_choice", "abs_feature_choice"] {
+        let config = filled(method);
+        assert_eq!(config.inference(), (InferenceForm::ThresholdPerLatent, 32.0));
+        let sae = config.sae;
+        assert_eq!((sae.zipf_exponent, sae.zipf_offset), (Some(1.0), Some(32.0)));
+        assert!(sae.mutual_share.is_some());
     }
     for method in ["hard", "soft", "half", "cel0"] {
         let config = filled(method);

@@ -49,6 +49,19 @@ impl Sae {
         calibration: &Visit,
         measured: &Visit,
     ) -> Result<(Self, Option<Calibration>)> {
+        self.into_inference_with(None, form, target_l0, calibration, measured)
+    }
+
+    /// [`Sae::into_inference`] where each latent is to fire in proportion to `shares`, `[d_sae]`, rather than as often as
+    /// it does in the training's form, if it gets a threshold of its own.
+    pub(crate) fn into_inference_with(
+        self,
+        shares: Option<&[f64]>,
+        form: InferenceForm,
+        target_l0: f64,
+        calibration: &Visit,
+        measured: &Visit,
+    ) -> Result<(Self, Option<Calibration>)> {
         let trained_as = self.sparsifier;
         if form == InferenceForm::AsTrained {
             return match trained_as.is_inference_form() {
@@ -67,7 +80,13 @@ impl Sae {
         }
         let rows = count_rows(calibration, self.d_in())?;
         let thresholds = match form {
-            InferenceForm::ThresholdPerLatent => self.threshold_per_latent(target_l0, rows, calibration)?,
+            InferenceForm::ThresholdPerLatent => {
+                let fired = match shares {
+                    Some(shares) => shares.to_vec(),
+                    None => self.fired(calibration)?,
+                };
+                self.threshold_per_latent(&fired, target_l0, rows, calibration)?
+            }
             _ => vec![self.one_threshold(target_l0, rows, calibration)?; self.d_sae()],
         };
         let one = thresholds[0];
@@ -129,26 +148,31 @@ impl Sae {
         Ok(between(&pool.scores(), wanted, score))
     }
 
-    /// For each latent, between the last of its scores that is to fire and the first that is not: as many as fired in
-    /// training, all in proportion to `target_l0`.
-    fn threshold_per_latent(&self, target_l0: f64, rows: u64, calibration: &Visit) -> Result<Vec<f32>> {
-        let (score, d_sae) = (self.sparsifier.score, self.d_sae());
-        let mut fired = vec![0u64; d_sae];
+    /// How often each latent fires on the rows. `[d_sae]`
+    fn fired(&self, calibration: &Visit) -> Result<Vec<f64>> {
+        let mut fired = vec![0.0; self.d_sae()];
         calibration(&mut |x| {
             let code = self.encode_rows(x)?;
-            entries(&code, score).for_each(|(i, _)| fired[i as usize] += 1);
+            entries(&code, self.sparsifier.score).for_each(|(i, _)| fired[i as usize] += 1.0);
             Ok(())
         })?;
-        let all: u64 = fired.iter().sum();
-        let share = target_l0 * rows as f64 / all.max(1) as f64;
+        Ok(fired)
+    }
+
+    /// For each latent, between the last of its scores that is to fire and the first that is not: in proportion to
+    /// `fired`, `target_l0` a row.
+    fn threshold_per_latent(&self, fired: &[f64], target_l0: f64, rows: u64, calibration: &Visit) -> Result<Vec<f32>> {
+        let score = self.sparsifier.score;
+        let all: f64 = fired.iter().sum();
+        let share = target_l0 * rows as f64 / if all > 0.0 { all } else { 1.0 };
         // Rounded so that the sum is right: each takes what the ones before it left over.
-        let mut sum = 0u64;
+        let mut sum = 0.0;
         let budgets: Vec<usize> = fired
             .iter()
             .map(|n| {
-                let before = (sum as f64 * share).round();
+                let before = (sum * share).round();
                 sum += n;
-                ((sum as f64 * share).round() - before) as usize
+                ((sum * share).round() - before) as usize
             })
             .collect();
         let mut pools: Vec<Pool> = budgets.iter().map(|n| Pool::new(score, n + 1)).collect();

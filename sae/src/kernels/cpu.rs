@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::ragged::{Candidate, Pool, above};
+use super::ragged::{Candidate, Race, above};
 use super::select::{Scratch, top_k};
 use super::simd;
 use crate::code::Rows;
@@ -101,13 +101,13 @@ impl Selector<'_> {
         })
     }
 
-    /// Lets the rows of `pre` compete for a batch's budget; the first is row `first` of the batch.
-    pub fn compete(&self, score: Score, pool: &mut Pool, first: usize, pre: &mut [f32], aux: Slots) {
+    /// Lets the rows of `pre` compete for a batch's budget, or latents'; the first is row `first` of the batch.
+    pub fn compete(&self, score: Score, race: &mut impl Race, first: usize, pre: &mut [f32], aux: Slots) {
         let k_aux = self.aux.1;
         let mut bars = vec![0.0; self.d_sae];
         let (mut aux_indices, mut aux_values) = aux;
         for (block, pre) in pre.chunks_mut(ROWS_A_BAR * self.d_sae).enumerate() {
-            bars.fill(pool.bar());
+            race.set_bars(&mut bars);
             let rows = self.n_rows(pre);
             let (indices, rest) = std::mem::take(&mut aux_indices).split_at_mut(rows * k_aux);
             aux_indices = rest;
@@ -118,7 +118,7 @@ impl Selector<'_> {
                 let candidate = |i: u32| Candidate::new(score, row, i, pre[i as usize]);
                 above(pre, &bars, score).into_iter().map(candidate).collect::<Vec<_>>()
             });
-            found.into_iter().for_each(|row| pool.extend(row));
+            found.into_iter().for_each(|row| race.extend(row));
         }
     }
 }

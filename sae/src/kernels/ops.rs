@@ -39,6 +39,8 @@ pub enum Budget {
     PerToken(usize),
     /// So many of the whole batch.
     PerBatch(usize),
+    /// So many rows of each latent as the bars say.
+    PerLatent,
     /// All above the bars.
     Above,
 }
@@ -63,7 +65,7 @@ pub type Part<B> = (Rows, IntTensor<B>, FloatTensor<B>);
 pub trait SparseKernels: Backend {
     /// The winners of `pre = x w_enc^T + b_enc`.
     ///
-    /// `x`: `[batch, d_in]`; `bars`: `[d_sae]`, read for [`Budget::Above`] alone; `candidates`: latents of the
+    /// `x`: `[batch, d_in]`; `bars`: `[d_sae]`, read for [`Budget::Above`] and [`Budget::PerLatent`] alone; `candidates`: latents of the
     /// auxiliary code, at least `aux_k`, not read if that is 0.
     fn select(
         x: FloatTensor<Self>,

@@ -66,7 +66,9 @@ pub fn select<B: Backend>(
     };
     match plan.budget {
         Budget::PerToken(k) => per_token::<B>(batch, d_sae, k, candidates, plan, pre),
-        Budget::PerBatch(_) | Budget::Above => on_host::<B>(batch, d_sae, bars, candidates, plan, pre),
+        Budget::PerBatch(_) | Budget::PerLatent | Budget::Above => {
+            on_host::<B>(batch, d_sae, bars, candidates, plan, pre)
+        }
     }
 }
 

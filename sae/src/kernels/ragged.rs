@@ -82,6 +82,46 @@ impl Candidate {
     fn value(&self) -> f32 {
         f32::from_bits(self.bits)
     }
+
+    /// Its latent.
+    pub fn latent(&self) -> usize {
+        self.latent as usize
+    }
+}
+
+/// A race that a batch's rows run some at a time.
+pub trait Race {
+    /// Writes what a latent's score has to be above to win still, `[d_sae]`.
+    fn set_bars(&self, bars: &mut [f32]);
+
+    /// Lets more take part: at least all of a row that are above the bars.
+    fn extend(&mut self, candidates: Vec<Candidate>);
+}
+
+impl Race for Pool {
+    fn set_bars(&self, bars: &mut [f32]) {
+        bars.fill(self.bar());
+    }
+
+    fn extend(&mut self, candidates: Vec<Candidate>) {
+        Pool::extend(self, candidates);
+    }
+}
+
+/// The code of `batch` rows from its entries: each row's best first.
+pub fn in_rows(mut candidates: Vec<Candidate>, batch: usize) -> HostCode {
+    candidates.sort_unstable_by_key(|c| (c.row, c.rank, c.latent));
+    let mut lengths = vec![0; batch];
+    for c in &candidates {
+        lengths[c.row as usize] += 1;
+    }
+    let pairs = candidates.iter().map(|c| (c.latent as i32, c.value()));
+    let (indices, values) = pairs.unzip();
+    HostCode {
+        rows: Rows::from_lengths(lengths),
+        indices,
+        values,
+    }
 }
 
 /// The best of a batch, while it is being seen.
@@ -134,21 +174,15 @@ impl Pool {
         self.candidates.iter().map(|c| self.score.of(c.value())).collect()
     }
 
-    /// The code of `batch` rows: each row's winners best first.
-    pub fn finish(mut self, batch: usize) -> HostCode {
+    /// The best, `budget` or fewer, in no order.
+    pub fn winners(mut self) -> Vec<Candidate> {
         self.prune();
-        self.candidates.sort_unstable_by_key(|c| (c.row, c.rank, c.latent));
-        let mut lengths = vec![0; batch];
-        for c in &self.candidates {
-            lengths[c.row as usize] += 1;
-        }
-        let pairs = self.candidates.iter().map(|c| (c.latent as i32, c.value()));
-        let (indices, values) = pairs.unzip();
-        HostCode {
-            rows: Rows::from_lengths(lengths),
-            indices,
-            values,
-        }
+        self.candidates
+    }
+
+    /// The code of `batch` rows: each row's winners best first.
+    pub fn finish(self, batch: usize) -> HostCode {
+        in_rows(self.winners(), batch)
     }
 }
 

@@ -63,6 +63,8 @@ fn assert_close(found: &[f32], expected: &[f32], what: &str) {
 enum Kind {
     PerToken(usize),
     PerBatch(usize),
+    /// Up to so many rows of a latent.
+    PerLatent(usize),
     /// Everybody above zero, or above bars around it.
     Above {
         zero: bool,
@@ -74,6 +76,7 @@ impl Kind {
         match self {
             Self::PerToken(k) => Budget::PerToken(k),
             Self::PerBatch(k) => Budget::PerBatch(k * batch),
+            Self::PerLatent(_) => Budget::PerLatent,
             Self::Above { .. } => Budget::Above,
         }
     }
@@ -81,6 +84,7 @@ impl Kind {
     fn bars(self, d_sae: usize) -> Vec<f32> {
         match self {
             Self::Above { zero: false } => (0..d_sae).map(|i| (i % 7) as f32 * 0.2 - 0.3).collect(),
+            Self::PerLatent(most) => (0..d_sae).map(|i| (i % (most + 1)) as f32).collect(),
             _ => vec![0.0; d_sae],
         }
     }
@@ -89,6 +93,10 @@ impl Kind {
         match self {
             Self::PerToken(k) => Selection::PerToken { score, k },
             Self::PerBatch(k) => Selection::PerBatch { score, k },
+            Self::PerLatent(_) => Selection::PerLatent {
+                score,
+                budgets: vector(&self.bars(d_sae), device),
+            },
             Self::Above { .. } => Selection::Above {
                 score,
                 bars: vector(&self.bars(d_sae), device),
@@ -149,7 +157,7 @@ fn cases() -> impl Strategy<Value = Case> {
         1usize..12,
         1usize..70,
         1usize..200,
-        (0.0f64..=1.0, 0..4),
+        (0.0f64..=1.0, 0..5),
         score,
         1i32..5,
     )
@@ -164,7 +172,8 @@ fn cases() -> impl Strategy<Value = Case> {
                 kind: match kind {
                     0 => Kind::PerToken(k),
                     1 => Kind::PerBatch(k),
-                    _ => Kind::Above { zero: kind == 2 },
+                    2 => Kind::PerLatent(1 + k % 7),
+                    _ => Kind::Above { zero: kind == 3 },
                 },
                 score,
                 k_aux: dead.len().div_ceil(2),
@@ -216,6 +225,22 @@ fn judge_selection(case: &Case, host: &Host, code: &HostCode, aux: &HostCode) {
             };
             assert_close(&sorted(code), &sorted(&expected), "scores of the batch");
         }
+        Budget::PerLatent => {
+            let sorted = |code: &HostCode| {
+                let mut all: Vec<(i32, f32)> = code
+                    .indices
+                    .iter()
+                    .copied()
+                    .zip(scores(code, 0..code.rows.len()))
+                    .collect();
+                all.retain(|e| e.1 != 0.0);
+                all.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+                all.into_iter().unzip()
+            };
+            let (found, expected): ((Vec<i32>, Vec<f32>), (Vec<i32>, Vec<f32>)) = (sorted(code), sorted(&expected));
+            assert_eq!(found.0, expected.0);
+            assert_close(&found.1, &expected.1, "scores of every latent");
+        }
         Budget::Above => {
             for row in 0..case.batch {
                 for i in 0..case.d_sae {
@@ -263,6 +288,7 @@ fn random_code(case: &Case, zero_rows: bool, ragged: bool) -> HostCode {
     let mut rng = ChaCha8Rng::seed_from_u64(case.seed + 1);
     let slots = match case.kind {
         Kind::PerToken(k) | Kind::PerBatch(k) => k.min(40),
+        Kind::PerLatent(most) => most,
         Kind::Above { .. } => 5,
     };
     let rows = match ragged {
@@ -320,6 +346,7 @@ fn every_device_of_this_build_computes_what_the_twins_do() {
             (5, 33, 47, Kind::PerToken(1), Score::Magnitude),
             (2, 8, 7, Kind::PerToken(7), Score::Magnitude),
             (5, 33, 47, Kind::PerBatch(3), Score::Magnitude),
+            (5, 33, 47, Kind::PerLatent(3), Score::Positive),
             (5, 33, 47, Kind::Above { zero: true }, Score::Positive),
             (2, 8, 7, Kind::Above { zero: false }, Score::Positive),
         ] {

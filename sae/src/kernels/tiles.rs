@@ -4,6 +4,7 @@
 
 use super::cpu::{Selector, Slots};
 use super::ops::{Budget, EncodePlan};
+use super::per_latent::PerLatent;
 use super::ragged::Pool;
 use crate::code::{HostCode, Rows};
 
@@ -16,11 +17,12 @@ enum Main {
         values: Vec<f32>,
     },
     Pool(Pool),
+    PerLatent(PerLatent),
     Rows(Vec<Vec<(i32, f32)>>),
 }
 
 impl Main {
-    fn new(plan: EncodePlan, batch: usize) -> Self {
+    fn new(plan: EncodePlan, bars: &[f32], batch: usize) -> Self {
         match plan.budget {
             Budget::PerToken(k) => Self::Equal {
                 k,
@@ -28,6 +30,7 @@ impl Main {
                 values: vec![0.0; batch * k],
             },
             Budget::PerBatch(n) => Self::Pool(Pool::new(plan.score, n)),
+            Budget::PerLatent => Self::PerLatent(PerLatent::new(plan.score, bars)),
             Budget::Above => Self::Rows(Vec::with_capacity(batch)),
         }
     }
@@ -49,6 +52,7 @@ impl Main {
                 selector.per_token(plan.score, *k, pre, main, aux);
             }
             Self::Pool(pool) => selector.compete(plan.score, pool, first, pre, aux),
+            Self::PerLatent(race) => selector.compete(plan.score, race, first, pre, aux),
             Self::Rows(rows) => rows.extend(selector.above(plan.score, bars, pre, aux)),
         }
     }
@@ -61,6 +65,7 @@ impl Main {
                 values,
             },
             Self::Pool(pool) => pool.finish(batch),
+            Self::PerLatent(race) => race.finish(batch),
             Self::Rows(rows) => {
                 let lengths = Rows::from_lengths(rows.iter().map(Vec::len));
                 let (indices, values) = rows.into_iter().flatten().unzip();
@@ -84,7 +89,7 @@ pub fn select_in_tiles(
     batch: usize,
     tiles: impl FnOnce(&mut dyn FnMut(usize, &mut [f32])),
 ) -> HostCode {
-    let mut main = Main::new(plan, batch);
+    let mut main = Main::new(plan, bars, batch);
     let (mut aux_indices, mut aux_values) = (vec![0i32; batch * plan.aux_k], vec![0.0f32; batch * plan.aux_k]);
     tiles(&mut |first, pre| {
         let slots = first * plan.aux_k..(first + pre.len() / selector.d_sae) * plan.aux_k;

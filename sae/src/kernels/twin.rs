@@ -1,6 +1,7 @@
 //! What the kernels compute, one plain loop each, in f64: the reference of the tests.
 
 use super::ops::Budget;
+use super::per_latent::per_latent_twin;
 use super::ragged::{above_twin, best_of_batch_twin};
 use super::select::top_k_twin;
 use crate::code::{HostCode, Rows};
@@ -38,6 +39,7 @@ impl Host {
         let pre = self.pre();
         let rows: Vec<Vec<(i32, f32)>> = match budget {
             Budget::PerBatch(n) => best_of_batch_twin(&pre, self.d_sae, score, n),
+            Budget::PerLatent => per_latent_twin(&pre, score, bars),
             Budget::PerToken(k) => pre
                 .chunks(self.d_sae)
                 .map(|pre| {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainPlan;
 use super::dead::Silence;
+use super::density::Density;
 use super::log::Lengths;
 use super::trainer::{Optimizer, Trainer};
 use crate::dictionary::{Sae, read_finite};
@@ -79,7 +80,6 @@ pub fn save(
         .as_ref()
         .map(|gate| (gate.r_mag.clone().no_grad(), gate.b_mag.clone().no_grad()));
     let mut entries = vec![
-        Entry::new("w_enc", Values::Matrix(&sae.w_enc)),
         Entry::new("b_enc", Values::Vector(&sae.b_enc)),
         Entry::new("w_dec", Values::Matrix(&sae.w_dec)),
         Entry::new("b_dec", Values::Vector(&sae.b_dec)),
@@ -87,7 +87,10 @@ pub fn save(
     ];
     let opt = &trainer.optimizer;
     let (d_sae, d_in) = (sae.d_sae(), sae.d_in());
-    entries.extend(moments("w_enc", vec![d_sae, d_in], || opt.w_enc.read()));
+    if let Some(of_w_enc) = &opt.w_enc {
+        entries.push(Entry::new("w_enc", Values::Matrix(&sae.w_enc)));
+        entries.extend(moments("w_enc", vec![d_sae, d_in], || of_w_enc.read()));
+    }
     entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
     entries.extend(moments("w_dec", vec![d_sae, d_in], || opt.w_dec.read()));
     entries.extend(moments("b_dec", vec![d_in], || opt.b_dec.read()));
@@ -102,6 +105,11 @@ pub fn save(
         entries.push(Entry::new("b_mag", Values::Vector(b_mag)));
         entries.extend(moments("r_mag", vec![d_sae], || of_r_mag.read()));
         entries.extend(moments("b_mag", vec![d_sae], || of_b_mag.read()));
+    }
+    if let Some(density) = &trainer.density {
+        let shape = vec![d_sae];
+        let read = Box::new(|| Ok(density.shares().to_vec()));
+        entries.push(Entry::new("density", Values::Later { shape, read }));
     }
     tensor_file::write(&dir.join(&state.tensors), &entries)?;
 
@@ -186,17 +194,24 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
     let sparsifier = plan.config.sparsifier();
     let (has_threshold, learned) = (sparsifier.has_threshold(), plan.config.learns_thresholds());
     let gated = sparsifier.allocation == Allocation::Gate;
+    let w_dec = from.tensor("w_dec", [d_sae, d_in])?;
+    let tied = plan.config.is_tied();
     let sae = Sae {
-        w_enc: from.tensor("w_enc", [d_sae, d_in])?,
+        w_enc: match tied {
+            true => w_dec.clone(),
+            false => from.tensor("w_enc", [d_sae, d_in])?,
+        },
         b_enc: from.tensor("b_enc", [d_sae])?,
-        w_dec: from.tensor("w_dec", [d_sae, d_in])?,
+        w_dec,
         b_dec: from.tensor("b_dec", [d_in])?,
         threshold: has_threshold.then(|| from.tensor("threshold", [d_sae])).transpose()?,
         sparsifier,
     };
     let optimizer = Optimizer {
         adam: plan.adam(),
-        w_enc: from.moments("w_enc", [d_sae, d_in], steps)?,
+        w_enc: (!tied)
+            .then(|| from.moments("w_enc", [d_sae, d_in], steps))
+            .transpose()?,
         b_enc: from.moments("b_enc", [d_sae], steps)?,
         w_dec: from.moments("w_dec", [d_sae, d_in], steps)?,
         b_dec: from.moments("b_dec", [d_in], steps)?,
@@ -218,12 +233,20 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
     };
     let counts = from.counts("silence", d_sae)?;
     let silence = Silence::from_tokens(counts, plan.dead_after_tokens);
+    let density = match plan.needs_density() {
+        true => Some(Density::from_shares(
+            from.values("density", &[d_sae])?,
+            plan.dead_after_tokens,
+        )),
+        false => None,
+    };
     Ok(Trainer::new(
         plan,
         sae,
         gate,
         optimizer,
         silence,
+        density,
         state.scale,
         state.variance,
         steps,

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::TrainPlan;
 use super::input::Input;
+use super::trainer::Trainer;
 use crate::dictionary::{Calibration, HeldOut, Sae};
 use crate::error::{Error, Result};
 use crate::metrics::{Firing, Quality};
@@ -23,17 +24,20 @@ fn visit(input: &Input, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result
     Ok(())
 }
 
-/// The dictionary as it is saved, from `sae` as it is trained, both for raw activations: thresholds, where it gets
+/// The dictionary as it is saved, from that of `trainer`, both for raw activations: thresholds, where it gets
 /// some, are set on the first half of the held-out rows, and what they do is counted on the other.
 ///
 /// # Errors
 /// What reading and encoding give.
-pub fn inference(sae: Sae, input: &Input, plan: &TrainPlan) -> Result<(Sae, Option<Calibration>)> {
+pub fn inference(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<(Sae, Option<Calibration>)> {
+    let sae = trainer.dictionary();
+    let shares = trainer.lawful_shares();
     let (form, target_l0) = plan.config.inference();
     let Range { start, end } = plan.held_out_rows;
     let middle = start + (end - start).div_ceil(2);
     let measured = if middle < end { middle..end } else { start..end };
-    sae.into_inference(form, target_l0, &|see| visit(input, start..middle, see), &|see| {
+    let calibration = |see: &mut dyn FnMut(&[f32]) -> Result<()>| visit(input, start..middle, see);
+    sae.into_inference_with(shares.as_deref(), form, target_l0, &calibration, &|see| {
         visit(input, measured.clone(), see)
     })
 }

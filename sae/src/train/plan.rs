@@ -12,6 +12,7 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::objective::Objective;
 use crate::optimizer::Adam;
+use crate::sparsifier::Allocation;
 
 /// Most rows that are held out unless asked.
 const HELD_OUT_ROWS: u64 = 16_384;
@@ -165,6 +166,11 @@ impl TrainPlan {
         Objective::new(&self.config.objective, self.config.train.aux_weight, full_at)
     }
 
+    /// Whether training counts how often latents fire.
+    pub(super) fn needs_density(&self) -> bool {
+        matches!(self.config.sparsifier().allocation, Allocation::PerLatent { .. })
+    }
+
     /// Latents that fire for a token, for estimates: where nothing but a penalty says how many, as in the beginning,
     /// when every other one does.
     fn active(&self) -> usize {
@@ -174,7 +180,10 @@ impl TrainPlan {
     /// Values of all parameters.
     fn parameters(&self) -> Option<u64> {
         let matrix = (self.d_in as u64).checked_mul(self.d_sae as u64)?;
-        matrix.checked_mul(2)?.checked_add((self.d_in + self.d_sae) as u64)
+        let matrices = if self.config.is_tied() { 1 } else { 2 };
+        matrix
+            .checked_mul(matrices)?
+            .checked_add((self.d_in + self.d_sae) as u64)
     }
 
     fn estimate_sizes(&mut self, input: &Input) -> Result<()> {

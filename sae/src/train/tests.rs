@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 mod parity;
 
 use self::support::npy;
+use super::course::Course;
 use super::dead::Silence;
 use super::schedule::Schedule;
 use super::trainer::{Optimizer, Trainer};
@@ -49,7 +50,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         },
         optimizer: Optimizer {
             adam: Adam::default(),
-            w_enc: Moments::new([D_SAE, D_IN], &device),
+            w_enc: Some(Moments::new([D_SAE, D_IN], &device)),
             b_enc: Moments::new([D_SAE], &device),
             w_dec: Moments::new([D_SAE, D_IN], &device),
             b_dec: Moments::new([D_IN], &device),
@@ -58,6 +59,8 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         },
         gate: None,
         silence: Silence::new(D_SAE, 1000),
+        density: None,
+        course: Course::default(),
         scale: 1.0,
         variance: 1.7,
         objective: Objective::new(&ObjectiveConfig::default(), AUX_WEIGHT, D_IN),
@@ -179,7 +182,7 @@ fn gradients_of_a_whole_step_agree_with_finite_differences() {
         drop(pass);
         let gradients = trainer.gradients(loss);
         let ours = [
-            f64s(&gradients.w_enc),
+            f64s(gradients.w_enc.as_ref().unwrap()),
             f64s(&gradients.b_enc),
             f64s(&gradients.w_dec),
             f64s(&gradients.b_dec),
@@ -204,6 +207,30 @@ fn gradients_of_a_whole_step_agree_with_finite_differences() {
 }
 
 #[test]
+fn a_tied_matrix_gets_the_gradients_of_both_its_uses() {
+    let x = Tensor::<2>::from_data(
+        TensorData::new(uniform(BATCH * D_IN, 5), [BATCH, D_IN]),
+        &Device::flex(),
+    );
+    let gradients = |trainer: &Trainer| trainer.gradients(trainer.objective.loss(&trainer.forward(x.clone(), &DEAD)));
+    let mut two = trainer(Sparsifier::top_k(3));
+    two.sae.w_enc = Tensor::from_inner(two.sae.w_dec.clone().no_grad()).require_grad();
+    let apart = gradients(&two);
+    let mut one = trainer(Sparsifier::top_k(3));
+    one.optimizer.w_enc = None;
+    one.sae.w_enc = one.sae.w_dec.clone();
+    let together = gradients(&one);
+    assert!(together.w_enc.is_none());
+    let sum = apart.w_enc.unwrap() + apart.w_dec;
+    for (a, b) in f64s(&together.w_dec).iter().zip(f64s(&sum)) {
+        assert!((a - b).abs() < 1e-6, "{a} {b}");
+    }
+    for (a, b) in f64s(&together.b_dec).iter().zip(f64s(&apart.b_dec)) {
+        assert!((a - b).abs() < 1e-6, "{a} {b}");
+    }
+}
+
+#[test]
 fn the_auxiliary_loss_reaches_the_encoder_of_a_latent_below_zero() {
     let mut trainer = trainer(Sparsifier::top_k(2));
     // Latent 4 is far below zero on every token, as dead latents are.
@@ -219,7 +246,11 @@ fn the_auxiliary_loss_reaches_the_encoder_of_a_latent_below_zero() {
         let loss = trainer.objective.loss(&trainer.forward(x.clone(), dead));
         let gradients = trainer.gradients(loss);
         let row = |g: &Tensor<2>| f64s(g)[4 * D_IN..5 * D_IN].iter().map(|g| g.abs()).sum::<f64>();
-        (row(&gradients.w_enc), f64s(&gradients.b_enc)[4], row(&gradients.w_dec))
+        (
+            row(gradients.w_enc.as_ref().unwrap()),
+            f64s(&gradients.b_enc)[4],
+            row(&gradients.w_dec),
+        )
     };
     assert_eq!(of_latent_4(&[]), (0.0, 0.0, 0.0));
     let (w_enc, b_enc, w_dec) = of_latent_4(&[4]);

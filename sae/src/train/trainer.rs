@@ -3,7 +3,9 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::TrainPlan;
+use super::course::Course;
 use super::dead::Silence;
+use super::density::Density;
 use super::schedule::Schedule;
 use super::start::{Statistics, random_directions};
 use crate::dictionary::Sae;
@@ -16,7 +18,8 @@ use crate::sparsifier::{Allocation, Gate, Near};
 /// Adam's state of every parameter.
 pub struct Optimizer {
     pub adam: Adam,
-    pub w_enc: Moments<2>,
+    /// `None` where the encoder is the decoder's transpose.
+    pub w_enc: Option<Moments<2>>,
     pub b_enc: Moments<1>,
     pub w_dec: Moments<2>,
     pub b_dec: Moments<1>,
@@ -34,6 +37,9 @@ pub struct Trainer {
     pub gate: Option<Gate>,
     pub optimizer: Optimizer,
     pub silence: Silence,
+    /// How often latents fire, where the selection depends on it.
+    pub density: Option<Density>,
+    pub course: Course,
     /// Multiplies activations so that `E|x|^2 = d_in`.
     pub scale: f32,
     /// Of the scaled activations, see [`Forward::variance`].
@@ -68,7 +74,8 @@ pub struct Step {
 
 /// Gradients of the loss, shaped as the parameters.
 pub struct Gradients {
-    pub w_enc: Tensor<2>,
+    /// `None` where the encoder is the decoder's transpose: what reaches it is in `w_dec`.
+    pub w_enc: Option<Tensor<2>>,
     pub b_enc: Tensor<1>,
     pub w_dec: Tensor<2>,
     pub b_dec: Tensor<1>,
@@ -102,7 +109,7 @@ impl Trainer {
         };
         let optimizer = Optimizer {
             adam: plan.adam(),
-            w_enc: Moments::new([d_sae, d_in], device),
+            w_enc: (!plan.config.is_tied()).then(|| Moments::new([d_sae, d_in], device)),
             b_enc: Moments::new([d_sae], device),
             w_dec: Moments::new([d_sae, d_in], device),
             b_dec: Moments::new([d_in], device),
@@ -114,12 +121,16 @@ impl Trainer {
             b_mag: Tensor::zeros([d_sae], device),
         });
         let silence = Silence::new(d_sae, plan.dead_after_tokens);
+        let density = plan
+            .needs_density()
+            .then(|| Density::new(d_sae, plan.dead_after_tokens));
         Ok(Self::new(
             plan,
             sae,
             gate,
             optimizer,
             silence,
+            density,
             statistics.scale,
             statistics.variance,
             0,
@@ -134,15 +145,22 @@ impl Trainer {
         gate: Option<Gate>,
         optimizer: Optimizer,
         silence: Silence,
+        density: Option<Density>,
         scale: f32,
         variance: f64,
         done: u64,
     ) -> Self {
+        let w_dec = Tensor::from_inner(sae.w_dec).require_grad();
+        let w_enc = match optimizer.w_enc {
+            Some(_) => Tensor::from_inner(sae.w_enc).require_grad(),
+            // The same leaf, which gets the gradients of both uses.
+            None => w_dec.clone(),
+        };
         Self {
             sae: Sae {
-                w_enc: Tensor::from_inner(sae.w_enc).require_grad(),
+                w_enc,
                 b_enc: Tensor::from_inner(sae.b_enc).require_grad(),
-                w_dec: Tensor::from_inner(sae.w_dec).require_grad(),
+                w_dec,
                 b_dec: Tensor::from_inner(sae.b_dec).require_grad(),
                 threshold: sae.threshold.map(|t| Tensor::from_inner(t).require_grad()),
                 sparsifier: sae.sparsifier,
@@ -153,6 +171,8 @@ impl Trainer {
             }),
             optimizer,
             silence,
+            density,
+            course: Course::of(&plan.config),
             scale,
             variance,
             objective: plan.objective(),
@@ -191,6 +211,44 @@ impl Trainer {
         }
     }
 
+    /// The share of tokens that each latent is to fire for, where latents have budgets. `[d_sae]`
+    pub fn lawful_shares(&self) -> Option<Vec<f64>> {
+        let (law, _) = self.course.choice?;
+        let k = self.sae.sparsifier.k()? as f64;
+        Some(self.density.as_ref()?.lawful_shares(law, k))
+    }
+
+    /// Where in the run it is.
+    fn moment(&self) -> Moment {
+        Moment {
+            step: self.done,
+            steps: self.schedule.steps,
+            seed: self.seed,
+        }
+    }
+
+    /// What is selected from a batch of so many rows in the next step.
+    fn selection(&self, batch: usize) -> Selection {
+        let sae = &self.sae;
+        if let Some(threshold) = self.learned_threshold() {
+            return Selection::Above {
+                score: sae.sparsifier.score,
+                bars: Near::bars(threshold, self.bandwidth),
+            };
+        }
+        let now = self.course.sparsifier(sae.sparsifier, self.moment());
+        let per_latent = self.course.per_latent(now, self.density.as_ref(), batch, &sae.device());
+        per_latent.unwrap_or_else(|| sae.selection_as(now))
+    }
+
+    /// The thresholds, if they are parameters that training moves.
+    fn learned_threshold(&self) -> Option<&Tensor<1>> {
+        self.sae
+            .threshold
+            .as_ref()
+            .filter(|_| self.optimizer.threshold.is_some())
+    }
+
     /// One step on `x`, the rows of a batch of raw activations one behind the other.
     ///
     /// # Errors
@@ -213,6 +271,9 @@ impl Trainer {
             let gradients = self.gradients(loss);
             self.update(gradients, lr);
             self.silence.add(&code);
+            if let Some(density) = &mut self.density {
+                density.add(&code);
+            }
             self.done += 1;
         }
         let active = code.values.iter().filter(|&&v| v != 0.0).count();
@@ -239,17 +300,10 @@ impl Trainer {
         });
         // Not tracked: the gradient that b_dec gets through the encoder is added in `gradients`.
         let centred = x.clone() - sae.b_dec.clone().no_grad().unsqueeze();
-        let learned = sae.threshold.as_ref().filter(|_| self.optimizer.threshold.is_some());
-        let selection = match learned {
-            Some(threshold) => Selection::Above {
-                score: sae.sparsifier.score,
-                bars: Near::bars(threshold, self.bandwidth),
-            },
-            None => sae.selection(),
-        };
+        let selection = self.selection(x.dims()[0]);
         let selected = encode(centred, sae.w_enc.clone(), sae.b_enc.clone(), selection, aux);
         let mut code = sae.shrink(selected.main);
-        let near = learned.map(|threshold| {
+        let near = self.learned_threshold().map(|threshold| {
             let (indices, pre) = (code.indices.clone(), code.values.clone());
             Near::new(indices, pre, threshold.clone(), self.bandwidth)
         });
@@ -275,11 +329,7 @@ impl Trainer {
             b_dec: sae.b_dec.clone(),
             n_dead: dead.len(),
             variance: self.variance,
-            moment: Moment {
-                step: self.done,
-                steps: self.schedule.steps,
-                seed: self.seed,
-            },
+            moment: self.moment(),
         }
     }
 
@@ -302,16 +352,11 @@ impl Trainer {
         };
         Gradients {
             gate,
-            w_enc: gradient(&sae.w_enc, &mut grads),
+            w_enc: self.optimizer.w_enc.as_ref().map(|_| gradient(&sae.w_enc, &mut grads)),
             b_enc,
             w_dec: gradient(&sae.w_dec, &mut grads),
             b_dec: gradient(&sae.b_dec, &mut grads) - through_encoder.reshape([sae.d_in()]),
-            threshold: self
-                .optimizer
-                .threshold
-                .as_ref()
-                .and(sae.threshold.as_ref())
-                .map(|t| gradient(t, &mut grads)),
+            threshold: self.learned_threshold().map(|t| gradient(t, &mut grads)),
         }
     }
 
@@ -320,10 +365,19 @@ impl Trainer {
         let (sae, opt) = (&mut self.sae, &mut self.optimizer);
         let adam = opt.adam;
         let free = Constraint::Free;
-        sae.w_enc = adam.step(sae.w_enc.extract(), gradients.w_enc, &mut opt.w_enc, lr, 1.0, free);
+        // Of a tied encoder nothing is left: the decoder's buffer is updated in place only while nobody shares it.
+        let w_enc = sae.w_enc.extract();
+        if let (Some(gradient), Some(moments)) = (gradients.w_enc, &mut opt.w_enc) {
+            sae.w_enc = adam.step(w_enc, gradient, moments, lr, 1.0, free);
+        } else {
+            drop(w_enc);
+        }
         sae.b_enc = adam.step(sae.b_enc.extract(), gradients.b_enc, &mut opt.b_enc, lr, 1.0, free);
         let unit = Constraint::UnitRows;
         sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, 1.0, unit);
+        if opt.w_enc.is_none() {
+            sae.w_enc = sae.w_dec.clone();
+        }
         sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, 1.0, free);
         if let (Some(gate), Some([r_mag, b_mag]), Some(of_gate)) = (&mut self.gate, gradients.gate, &mut opt.gate) {
             gate.r_mag = adam.step(gate.r_mag.extract(), r_mag, &mut of_gate[0], lr, 1.0, free);

@@ -96,6 +96,7 @@ fn losses(devices: &[Device]) -> Vec<Loss> {
             (Score::Value, Kind::PerToken(15)),
             (Score::Positive, Kind::PerBatch(4)),
             (Score::Magnitude, Kind::PerBatch(5)),
+            (Score::Positive, Kind::PerLatent(2)),
             (Score::Positive, Kind::Above { zero: true }),
             (Score::Positive, Kind::Above { zero: false }),
         ] {

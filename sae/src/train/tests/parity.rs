@@ -6,6 +6,7 @@ use std::path::Path;
 use activations::safetensors_file::SafeTensors;
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::super::course::Course;
 use super::super::dead::Silence;
 use super::super::schedule::Schedule;
 use super::super::trainer::{Gradients, Optimizer, Trainer};
@@ -71,7 +72,7 @@ impl Peer {
             },
             optimizer: Optimizer {
                 adam: Adam::default(),
-                w_enc: Moments::new([D_SAE, D_IN], &device),
+                w_enc: Some(Moments::new([D_SAE, D_IN], &device)),
                 b_enc: moments(D_SAE),
                 w_dec: Moments::new([D_SAE, D_IN], &device),
                 b_dec: moments(D_IN),
@@ -83,6 +84,8 @@ impl Peer {
                 b_mag: vector("b_mag"),
             }),
             silence: Silence::new(D_SAE, 1000),
+            density: None,
+            course: Course::default(),
             scale: 1.0,
             variance: 1.0,
             objective: Objective::new(&toml::from_str(objective).unwrap(), aux_weight, D_IN / 2),
@@ -118,7 +121,7 @@ impl Peer {
 
     fn check_gradients(&self, gradients: &Gradients) {
         let of = |name: &str| match name {
-            "w_enc" => read(&gradients.w_enc),
+            "w_enc" => read(gradients.w_enc.as_ref().unwrap()),
             "b_enc" => read(&gradients.b_enc),
             "w_dec" => read(&gradients.w_dec),
             "b_dec" => read(&gradients.b_dec),

@@ -226,18 +226,14 @@ fn judge_selection(case: &Case, host: &Host, code: &HostCode, aux: &HostCode) {
             assert_close(&sorted(code), &sorted(&expected), "scores of the batch");
         }
         Budget::PerLatent => {
-            let sorted = |code: &HostCode| {
-                let mut all: Vec<(i32, f32)> = code
-                    .indices
-                    .iter()
-                    .copied()
-                    .zip(scores(code, 0..code.rows.len()))
-                    .collect();
+            let sorted = |code: &HostCode| -> (Vec<i32>, Vec<f32>) {
+                let scores = scores(code, 0..code.rows.len());
+                let mut all: Vec<(i32, f32)> = code.indices.iter().copied().zip(scores).collect();
                 all.retain(|e| e.1 != 0.0);
                 all.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
                 all.into_iter().unzip()
             };
-            let (found, expected): ((Vec<i32>, Vec<f32>), (Vec<i32>, Vec<f32>)) = (sorted(code), sorted(&expected));
+            let (found, expected) = (sorted(code), sorted(&expected));
             assert_eq!(found.0, expected.0);
             assert_close(&found.1, &expected.1, "scores of every latent");
         }

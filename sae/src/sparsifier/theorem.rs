@@ -23,7 +23,7 @@ fn atoms(rng: &mut ChaCha8Rng, noise: f64) -> Vec<f64> {
             .map(|j| {
                 let clean = match i < D_IN {
                     true => f64::from(i == j),
-                    false if ((i - D_IN) & j).count_ones() % 2 == 0 => (D_IN as f64).powf(-0.5),
+                    false if ((i - D_IN) & j).count_ones().is_multiple_of(2) => (D_IN as f64).powf(-0.5),
                     false => -(D_IN as f64).powf(-0.5),
                 };
                 clean + noise * rng.random_range(-1.0..1.0)

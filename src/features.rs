@@ -13,8 +13,8 @@ use activations::store::Store;
 use activations::tokenizer::Tokenizer;
 use activations::{ContextSource, Device, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
-use sae::dictionary::{DictionaryCard, Sae};
-use sae::index::{BuildOptions, IndexManifest, Naming, build, estimate};
+use sae::dictionary::{DictionaryCard, Place, Sae};
+use sae::index::{BuildOptions, IndexManifest, Naming, Unembedding, build, estimate};
 
 use crate::bars::{Bars, count, grouped};
 use crate::harvest::Text;
@@ -167,16 +167,13 @@ pub fn features(
 ) -> anyhow::Result<(Outcome, Option<IndexManifest>)> {
     options.validate()?;
     let (sae, card) = Sae::load(sae, &device.open()?)?;
-    let hook_wanted = card.hook.clone();
     let mut input = match source {
-        Source::Store { acts, model } => from_store(acts, model, hook_wanted.as_deref(), device)?,
-        Source::Text { model, text, precision } => {
-            from_text(model, text, hook_wanted.as_deref(), device, precision, progress)?
-        }
+        Source::Store { acts, model } => from_store(acts, model, &card, device)?,
+        Source::Text { model, text, precision } => from_text(model, text, &card, device, precision, progress)?,
     };
-    let d_vocab = input.unembedding.as_ref().map_or(0, |u| u.len() / sae.d_in().max(1));
+    let d_vocab = input.unembedding.as_ref().map_or(0, Unembedding::d_vocab);
     let needs = estimate(
-        sae.d_in(),
+        sae.d_out(),
         sae.d_sae(),
         active(&sae, &card),
         d_vocab,
@@ -198,7 +195,7 @@ pub fn features(
         &card,
         input.contexts.as_mut(),
         &input.vocabulary,
-        input.unembedding.as_deref(),
+        input.unembedding.as_ref(),
         out,
         options,
         &input.naming,
@@ -211,8 +208,8 @@ pub fn features(
 struct Input {
     contexts: Box<dyn ContextSource>,
     vocabulary: Vec<Vec<u8>>,
-    /// `[d_vocab, d_in]`, for hooks of the residual stream.
-    unembedding: Option<Vec<f32>>,
+    /// Where the dictionary writes to the residual stream.
+    unembedding: Option<Unembedding>,
     naming: Naming,
     /// How many tokens there are, about.
     tokens: u64,
@@ -231,13 +228,22 @@ fn encoding_time(sae: &Sae) -> anyhow::Result<f64> {
     Ok(clock.elapsed().as_secs_f64() / ROWS as f64)
 }
 
-fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: Device) -> anyhow::Result<Input> {
+fn from_store(acts: &Path, model: Option<&Path>, card: &DictionaryCard, device: Device) -> anyhow::Result<Input> {
     let store = Store::open(acts)?;
     let manifest = store.manifest();
     let spec = &manifest.spec;
-    // The hook that the dictionary was trained on, if the store has it; else the store's only one.
-    let wanted = wanted.filter(|hook| spec.hooks.iter().any(|h| h.name == **hook));
-    let (_, hook) = spec.hook(wanted)?;
+    let reads = card.reads();
+    let hooks: Vec<&str> = match &reads[..] {
+        // The hook that the dictionary was trained on, if the store has it; else the store's only one.
+        [only] => {
+            let wanted = only
+                .hook
+                .as_deref()
+                .filter(|hook| spec.hooks.iter().any(|h| h.name == *hook));
+            vec![&spec.hook(wanted)?.1.name]
+        }
+        several => several.iter().map(Place::name).collect(),
+    };
     let tokenizer = match store.file("tokenizer.json") {
         Some(path) => path,
         None => model.map(|m| m.join("tokenizer.json")).with_context(|| {
@@ -248,15 +254,15 @@ fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: D
         })?,
     };
     let unembedding = match model {
-        Some(model) => logit_directions(&Transformer::load(model, &device.open()?)?, &hook.name, hook.d_in)?,
+        Some(model) => logit_directions(&Transformer::load(model, &device.open()?)?, card, &hooks)?,
         None => None,
     };
     Ok(Input {
-        contexts: Box::new(store.contexts(&hook.name)?),
+        contexts: Box::new(store.contexts_of(&hooks)?),
         vocabulary: Tokenizer::load(&tokenizer)?.vocabulary(),
         unembedding,
         naming: Naming {
-            hook: hook.name.clone(),
+            hook: hooks.join(", "),
             model: spec.model.name.clone(),
             corpus: spec.corpus.name.clone(),
         },
@@ -268,32 +274,31 @@ fn from_store(acts: &Path, model: Option<&Path>, wanted: Option<&str>, device: D
 fn from_text(
     model: &ModelDir,
     text: &Text,
-    wanted: Option<&str>,
+    card: &DictionaryCard,
     device: Device,
     precision: Precision,
     progress: &dyn Progress,
 ) -> anyhow::Result<Input> {
-    let hook = wanted.context("the dictionary does not say which hook it belongs to: build its index from --acts")?;
+    let hooks: Option<Vec<String>> = card.reads().into_iter().map(|place| place.hook).collect();
+    let hooks = hooks.context("the dictionary does not say which hook it belongs to: build its index from --acts")?;
     let mut options = HarvestOptions {
         device,
         precision,
-        ..text.options(model, vec![hook.to_owned()])
+        ..text.options(model, hooks.clone())
     };
     options.fetch_texts(&Hub::from_env(), progress)?;
     let plan = activations::harvest::plan(&options)?;
     let (tokens, seconds) = (plan.estimate().tokens, plan.estimate().seconds());
-    let [d_in] = plan.widths()[..] else {
-        bail!("an index is of one hook; {hook} names several");
-    };
     let naming = Naming {
-        hook: hook.to_owned(),
+        hook: hooks.join(", "),
         model: model.name.clone(),
         corpus: plan.corpus().name().to_owned(),
     };
     let vocabulary = plan.corpus().tokenizer().vocabulary();
-    let unembedding = logit_directions(plan.model(), hook, d_in)?;
+    let hooks: Vec<&str> = hooks.iter().map(String::as_str).collect();
+    let unembedding = logit_directions(plan.model(), card, &hooks)?;
     Ok(Input {
-        contexts: Box::new(ContextStream::new(plan)?),
+        contexts: Box::new(ContextStream::new(plan)),
         vocabulary,
         unembedding,
         naming,
@@ -302,9 +307,18 @@ fn from_text(
     })
 }
 
-/// The directions that logits read from the values at `hook`, `[d_vocab, d_in]`; nothing where a value is not added to
-/// the residual stream, so that it has no direct path to the logits.
-fn logit_directions(model: &Transformer, hook: &str, d_in: usize) -> anyhow::Result<Option<Vec<f32>>> {
+/// The directions that logits read from what a dictionary writes; nothing where that is not added to the residual stream,
+/// so that it has no direct path to the logits. A crosscoder writes to several places: its last is looked at. `reads` are the
+/// hooks whose activations are there, which an autoencoder writes, whatever hook it was trained on.
+fn logit_directions(model: &Transformer, card: &DictionaryCard, reads: &[&str]) -> anyhow::Result<Option<Unembedding>> {
+    let writes = card.writes();
+    let hook = match card.writes.is_empty() {
+        true => reads.last().copied(),
+        false => writes.last().and_then(|place| place.hook.as_deref()),
+    };
+    let (Some(hook), Some(width)) = (hook, writes.last().map(|place| place.width)) else {
+        return Ok(None);
+    };
     let direct = model.has_logits()
         && match model.config().hook(hook)? {
             HookPoint::Embed | HookPoint::PosEmbed | HookPoint::FinalNormalized => true,
@@ -313,13 +327,19 @@ fn logit_directions(model: &Transformer, hook: &str, d_in: usize) -> anyhow::Res
                 Site::ResidPre | Site::ResidMid | Site::ResidPost | Site::AttnOut | Site::MlpOut
             ),
         };
-    if direct && model.config().d_model != d_in {
+    if direct && model.config().d_model != width {
         bail!(
-            "activations of {hook} have width {d_in}, but the model's residual stream has {}",
+            "activations of {hook} have width {width}, but the model's residual stream has {}",
             model.config().d_model
         );
     }
-    Ok(if direct { Some(model.unembedding()?) } else { None })
+    Ok(match direct {
+        true => Some(Unembedding {
+            values: model.unembedding()?,
+            columns: card.d_out() - width..card.d_out(),
+        }),
+        false => None,
+    })
 }
 
 fn print_manifest(manifest: &IndexManifest, out: &Path) {

@@ -10,7 +10,7 @@ use activations::objects::{Place, Remote};
 use activations::source::{Activations, listing};
 use activations::store::{Store, StoreManifest, StoreSpec, StoreState};
 use anyhow::{Context, bail};
-use sae::dictionary::{CARD, Sae};
+use sae::dictionary::{self, CARD, Sae, Shape};
 use sae::index::FeatureIndex;
 use serde_json::json;
 
@@ -195,6 +195,15 @@ fn run_or_dictionary(path: &Path) -> anyhow::Result<Facts> {
     facts.number("d_sae", card.d_sae as u64);
     facts.number("d_in", card.d_in as u64);
     facts.optional("hook", card.hook.clone());
+    if card.shape() != Shape::Autoencoder {
+        let names = |places: Vec<dictionary::Place>| {
+            let one = |place: &dictionary::Place| format!("{} ({})", place.name(), place.width);
+            places.iter().map(one).collect::<Vec<_>>().join(", ")
+        };
+        facts.say("shape", card.shape().name());
+        facts.say("reads", names(card.reads()));
+        facts.say("writes", names(card.writes()));
+    }
     facts.optional("model", card.model.as_ref().map(|m| m.name.clone()));
     facts.number("trained tokens", card.trained_tokens);
     if let Some(quality) = card.held_out {

@@ -7,7 +7,7 @@ use activations::product::Precision;
 use activations::{ActDtype, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
 use sae::config::{RUN_TOML, RunConfig};
-use sae::train::{COPY, RunSummary, Training};
+use sae::train::{RunSummary, Training};
 
 use crate::bars::{Bars, count, parse_count};
 use crate::harvest::Text;
@@ -16,6 +16,8 @@ use crate::{interrupt, limits, remote};
 
 /// In a run's directory, the copy of a store that is not on this machine.
 const FETCHED: &str = "acts";
+/// The same of what is written, where that lies elsewhere.
+const FETCHED_TARGET: &str = "target_acts";
 
 /// Train a sparse dictionary on activations
 #[derive(clap::Args)]
@@ -32,6 +34,9 @@ Examples:
   sae train --acts s3://lab/acts --out runs/j                             # a store in an object store
   sae train --model stories15M/ --text books/ --hook blocks.3.hook_resid_post --out runs/h --set train.tokens=5M
   sae train --model org/name --text 'crawl/*.jsonl.zst' --field content --skip-bad --context 256 --hook … --out runs/i
+  sae train --acts acts/ --hook blocks.3.hook_resid_mid --target blocks.3.hook_mlp_out --out runs/t       # a transcoder
+  sae train --acts acts/ --hook blocks.2.hook_resid_post --hook blocks.3.hook_resid_post --out runs/x     # a crosscoder
+  sae train --acts inputs.npy --target-acts outputs.npy --set sae.skip=true --out runs/s     # a skip transcoder, any model
   sae train --config run.toml --out runs/d
   sae train --out runs/d --resume                                         # after Ctrl-C, a crash or kill -9
 
@@ -69,9 +74,16 @@ pub struct Args {
     /// Directory of the run; must not hold one, unless --resume
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Where in the model; of a store the hook, when it has several; of other files the tensor or column
+    /// Where in the model; of a store the hook, when it has several; of other files the tensor or column. Several times: a
+    /// crosscoder over all of them
+    #[arg(long = "hook", value_name = "HOOK")]
+    hooks: Vec<String>,
+    /// What to write where it is not what is read: a transcoder from --hook to this hook (repeatable)
     #[arg(long, value_name = "HOOK")]
-    hook: Option<String>,
+    target: Vec<String>,
+    /// Where --target lies if it is not in --acts: another store or file, of the same tokens in the same order
+    #[arg(long, value_name = "PATH")]
+    target_acts: Option<PathBuf>,
     /// Number format of a column of bytes whose file does not say it: f16, bf16 or f32
     #[arg(long, value_name = "DTYPE")]
     acts_dtype: Option<ActDtype>,
@@ -113,9 +125,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut config = configuration(&args)?;
     let stop = interrupt::listen()?;
     let progress = Bars::default();
-    if let Some(acts) = &config.data.acts {
-        match remote::local(acts, &args.out.join(FETCHED), &progress, &stop)? {
-            Some(local) => config.data.acts = Some(local),
+    let data = &mut config.data;
+    for (acts, copy) in [(&mut data.acts, FETCHED), (&mut data.target_acts, FETCHED_TARGET)] {
+        let Some(acts) = acts else { continue };
+        match remote::local(acts, &args.out.join(copy), &progress, &stop)? {
+            Some(local) => *acts = local,
             None => return Ok(interrupt::exit_code(Outcome::Stopped, "the same command")),
         }
     }
@@ -155,8 +169,19 @@ fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
     if let Some(seed) = args.text_seed {
         overrides.push(("data.text_seed".into(), seed.to_string()));
     }
-    if let Some(hook) = &args.hook {
-        overrides.push(("data.hook".into(), toml_string(hook)));
+    match &args.hooks[..] {
+        [] => {}
+        [hook] => overrides.push(("data.hook".into(), toml_string(hook))),
+        several => overrides.push(("data.hooks".into(), toml_list(several))),
+    }
+    if !args.target.is_empty() {
+        overrides.push(("data.target".into(), toml_list(&args.target)));
+    }
+    if let Some(acts) = &args.target_acts {
+        let acts = acts
+            .to_str()
+            .with_context(|| format!("{}: a path in run.toml must be UTF-8", acts.display()))?;
+        overrides.push(("data.target_acts".into(), toml_string(acts)));
     }
     if let Some(dtype) = args.acts_dtype {
         overrides.push(("data.acts_dtype".into(), toml_string(&dtype.to_string())));
@@ -184,6 +209,12 @@ fn toml_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// A list of texts, as TOML writes it.
+fn toml_list(texts: &[String]) -> String {
+    let items: Vec<String> = texts.iter().map(|text| toml_string(text)).collect();
+    format!("[{}]", items.join(", "))
+}
+
 /// Estimates, refuses what cannot fit, and trains into `out`.
 pub fn train(
     config: &RunConfig,
@@ -196,9 +227,7 @@ pub fn train(
     let plan = training.plan();
     eprintln!("{plan}");
     // What an earlier call copied already has its place.
-    let copied =
-        [COPY.to_owned(), format!("{COPY}.tmp")].map(|name| std::fs::metadata(out.join(name)).map_or(0, |m| m.len()));
-    let copied = copied.iter().sum::<u64>().min(plan.copy_bytes);
+    let copied = training.copied_bytes(out).min(plan.copy_bytes);
     limits::check(out, plan.disk_bytes - copied, plan.memory_bytes)?;
     sae::kernels::keep_freed_memory();
     Ok(training.run(out, resume, progress, stop)?)
@@ -206,12 +235,20 @@ pub fn train(
 
 fn print_summary(summary: &RunSummary, out: &Path) {
     let quality = &summary.held_out;
-    say!(
-        "{}, {} latents of width {}",
-        summary.method,
-        summary.d_sae,
-        summary.d_in
-    );
+    match summary.d_out {
+        Some(d_out) => say!(
+            "{}, {} latents from width {} to {d_out}",
+            summary.method,
+            summary.d_sae,
+            summary.d_in
+        ),
+        None => say!(
+            "{}, {} latents of width {}",
+            summary.method,
+            summary.d_sae,
+            summary.d_in
+        ),
+    }
     say!(
         "{} steps over {} tokens in {}",
         summary.steps,
@@ -225,6 +262,9 @@ fn print_summary(summary: &RunSummary, out: &Path) {
         100.0 * quality.dead_share,
         count(quality.rows)
     );
+    for (hook, fvu) in &summary.fvu_by_hook {
+        say!("    {hook}  FVU {fvu:.4}");
+    }
     if let Some(calibration) = &summary.calibration {
         let thresholds = match calibration.threshold {
             Some(threshold) => format!("one threshold, {threshold:.4}"),

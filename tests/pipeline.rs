@@ -12,6 +12,8 @@ mod int8;
 mod killed;
 #[path = "pipeline/precision.rs"]
 mod precision;
+#[path = "pipeline/shapes.rs"]
+mod shapes;
 #[path = "pipeline/shards.rs"]
 mod shards;
 #[path = "pipeline/stream.rs"]

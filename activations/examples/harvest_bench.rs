@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     options.precision = rest.get(1).map(|p| p.parse()).transpose()?.unwrap_or_default();
     let plan = plan(&options)?;
     let estimate = *plan.estimate();
-    let mut stream = ContextStream::new(plan)?;
+    let mut stream = ContextStream::new(plan);
     stream.next_batch()?;
     let (start, mut tokens, mut rows) = (Instant::now(), 0, 0);
     while let Some(batch) = stream.next_batch()? {

@@ -32,6 +32,7 @@ mod arrow;
 mod arrow_batch;
 mod columns;
 mod copy;
+pub(crate) mod joined;
 mod kind;
 mod listing;
 mod mix;
@@ -48,6 +49,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use self::copy::Copy;
+pub use self::joined::{Joined, JoinedReader};
 use self::kind::Kind;
 pub use self::listing::{Listing, listing};
 pub(crate) use self::mix::ROW_OVERHEAD;

@@ -142,11 +142,19 @@ impl Store {
     /// [`Error::Invalid`] listing the hooks if it is not one of them; [`Error::Io`] and [`Error::BadFile`] naming the
     /// shard that is not intact.
     pub fn contexts(&self, hook: &str) -> Result<StoreContexts> {
-        Ok(StoreContexts::new(
-            self.dir.clone(),
-            Arc::clone(&self.manifest),
-            self.rows(hook)?,
-        ))
+        self.contexts_of(&[hook])
+    }
+
+    /// As [`contexts`](Self::contexts), of several hooks: a row is the rows of all of them, one behind the other.
+    ///
+    /// # Errors
+    /// As [`contexts`](Self::contexts); [`Error::Invalid`] if there is no hook.
+    pub fn contexts_of(&self, hooks: &[&str]) -> Result<StoreContexts> {
+        let rows: Vec<ActRows> = hooks.iter().map(|hook| self.rows(hook)).collect::<Result<_>>()?;
+        if rows.is_empty() {
+            return Err(Error::Invalid("no hook given: name at least one".into()));
+        }
+        Ok(StoreContexts::new(self.dir.clone(), Arc::clone(&self.manifest), rows))
     }
 
     /// Digest of everything that describes a hook's activations, and of a sample of them.

@@ -96,7 +96,7 @@ fn assert_says(text: &str, parts: &[&str]) {
 fn a_store_and_a_stream_hold_what_the_model_gives() {
     let text = text_of(30);
     let mut options = options(&text);
-    let streamed = drain(&mut ContextStream::new(planned(&options)).unwrap());
+    let streamed = drain(&mut ContextStream::new(planned(&options)));
     options.hooks.insert(0, "blocks.0.attn.hook_k".into());
     let out = tempfile::tempdir().unwrap();
     assert_eq!(harvest(&options, out.path()), Outcome::Finished);
@@ -133,7 +133,7 @@ fn special_tokens_get_rows_when_asked() {
         keep_special: true,
         ..options(&text)
     };
-    let batch = drain(&mut ContextStream::new(planned(&kept)).unwrap());
+    let batch = drain(&mut ContextStream::new(planned(&kept)));
     assert_eq!(
         batch.rows.len(),
         batch.contexts.iter().map(|c| c.tokens.len()).sum::<usize>()
@@ -429,7 +429,7 @@ fn an_encoder_reads_each_document_by_itself() {
     assert!(error.contains("one document a context"), "{error}");
 
     options.layout = None;
-    let mut stream = ContextStream::new(plan(&options).unwrap()).unwrap();
+    let mut stream = ContextStream::new(plan(&options).unwrap());
     let both = stream.next_batch().unwrap().unwrap();
     assert_eq!(both.contexts.len(), 2);
     let tokens: usize = both.contexts.iter().map(|c| c.tokens.len()).sum();
@@ -440,7 +440,7 @@ fn an_encoder_reads_each_document_by_itself() {
     );
     // Beside a longer one, a document has the values that it has alone.
     fs::write(&options.text[0], "the\n").unwrap();
-    let mut stream = ContextStream::new(plan(&options).unwrap()).unwrap();
+    let mut stream = ContextStream::new(plan(&options).unwrap());
     let alone = stream.next_batch().unwrap().unwrap();
     assert_eq!(alone.contexts[0].tokens, both.contexts[0].tokens);
     let worst = alone

@@ -9,6 +9,8 @@ mod compressed;
 mod damage;
 #[path = "store/fixture.rs"]
 mod fixture;
+#[path = "store/joined.rs"]
+mod joined;
 #[path = "store/mixing.rs"]
 mod mixing;
 #[path = "store/parts.rs"]

@@ -13,7 +13,7 @@ use activations::{Context, ContextBatch, ContextSource, Progress, RowRef, Silent
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sae::index::{BuildOptions, FeatureIndex, Naming, build, estimate};
+use sae::index::{BuildOptions, FeatureIndex, Naming, Unembedding, build, estimate};
 use sae::{DictionaryCard, Sae, Sparsifier};
 
 const CONTEXT: usize = 128;
@@ -117,6 +117,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         sparsifier: sae.sparsifier,
         calibration: None,
         hook: None,
+        reads: Vec::new(),
+        writes: Vec::new(),
+        apply_b_dec_to_input: true,
+        skip: false,
         model: None,
         corpus: None,
         trained_tokens: 0,
@@ -124,7 +128,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         held_out: None,
     };
     let vocabulary: Vec<Vec<u8>> = (0..D_VOCAB).map(|t| format!(" t{t}").into_bytes()).collect();
-    let unembedding = normal(D_VOCAB * d_in, 2);
+    let unembedding = Unembedding {
+        values: normal(D_VOCAB * d_in, 2),
+        columns: 0..d_in,
+    };
     let naming = Naming {
         hook: "blocks.0.hook_resid_post".into(),
         model: "none".into(),
@@ -230,6 +237,8 @@ fn dictionary(d_in: usize, d_sae: usize, k: usize) -> (Sae, Vec<f32>) {
         b_enc: Tensor::zeros([d_sae], &device),
         w_dec: matrix,
         b_dec: Tensor::zeros([d_in], &device),
+        apply_b_dec_to_input: true,
+        skip: None,
         threshold: None,
         sparsifier: Sparsifier::top_k(k),
     };

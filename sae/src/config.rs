@@ -18,6 +18,7 @@ mod course;
 mod data;
 mod keys;
 mod method;
+mod places;
 
 use std::path::Path;
 
@@ -75,7 +76,7 @@ pub struct SaeConfig {
     /// Whether the encoder is the decoder's transpose all along, one matrix. Default: false, it only starts as that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tied: Option<bool>,
-    /// Number of latents. Default: `expansion` times the width of the activations.
+    /// Number of latents. Default: `expansion` times the width of the widest hook that is read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_sae: Option<usize>,
     /// Latents per dimension of the activations, where `d_sae` is not given. Default: 8.
@@ -97,6 +98,10 @@ pub struct SaeConfig {
     /// CEL0's step, between 0 (soft) and 1 (hard). Default: 0.5 for cel0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta: Option<f64>,
+    /// Whether a transcoder also has a matrix from what it reads to what it writes, so that latents need not do what is
+    /// linear.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
     /// What the allocation becomes in the saved dictionary. Default: it stays where a token's code depends on nothing
     /// but the token; otherwise one threshold.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,7 +138,7 @@ pub struct TrainConfig {
     pub beta2: f64,
     /// Weight of the auxiliary loss that revives dead latents; 0 switches it off.
     pub aux_weight: f64,
-    /// Most dead latents that the auxiliary loss gives a token. Default: half the width of the activations.
+    /// Most dead latents that the auxiliary loss gives a token. Default: half the width of what is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux_k: Option<usize>,
     /// A latent that has not fired for so many tokens is dead. Default: 5% of the run's tokens, at most 10 million.
@@ -259,6 +264,7 @@ impl RunConfig {
             ));
         }
         self.data.validate()?;
+        self.validate_shape()?;
         self.validate_counts()?;
         self.validate_numbers()?;
         self.validate_method(self.sae.d_sae)?;

@@ -1,8 +1,13 @@
 //! A dictionary: four parameters and a sparsifier, in the units of the activations.
 //!
-//! The one decision: **what is saved is what is used.** A trainer may scale its inputs; [`Sae::fold_input_scale`] takes
-//! the scale back out, so that a dictionary always eats raw activations and nobody downstream knows about scales. Both
-//! matrices keep one latent a row, `[d_sae, d_in]`, because everything sparse touches whole rows.
+//! The one decision: **what is saved is what is used.** A trainer may scale its inputs; [`Sae::fold_scales`] takes
+//! the scales back out, so that a dictionary always eats raw activations and nobody downstream knows about scales. Both
+//! matrices keep one latent a row, `[d_sae, d_in]` and `[d_sae, d_out]`, because everything sparse touches whole rows.
+//!
+//! **A dictionary reads some places of a model and writes some.** An autoencoder writes what it reads, a transcoder
+//! something else, a crosscoder reads and writes several hooks at once. Several hooks lie one behind the other in a row,
+//! so that one matrix over the row *is* an encoder, or a decoder, for each of them, and nothing below this line knows how
+//! many there are. Which hooks they are is in the [`DictionaryCard`].
 //!
 //! ```no_run
 //! # fn main() -> sae::Result<()> {
@@ -16,13 +21,15 @@
 mod card;
 mod file;
 mod inference;
+mod scale;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-pub use self::card::{Calibration, DictionaryCard, HeldOut};
+pub use self::card::{Calibration, DictionaryCard, HeldOut, Place, Shape};
 pub(crate) use self::file::read_finite;
 pub use self::file::{CARD, PARAMETERS};
 pub use self::inference::{InferenceForm, Visit};
+pub use self::scale::{Scale, Scales};
 use crate::code::{HostCode, SparseCode, to_host};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Selection};
@@ -31,17 +38,23 @@ use crate::sparsifier::{Allocation, Shrink, Sparsifier};
 /// Values that work on rows holds at a time: 64 MiB.
 const PIECE_VALUES: usize = 1 << 24;
 
-/// A sparse autoencoder: `recon = decode(sparsify((x - b_dec) w_enc^T + b_enc))`.
+/// A sparse autoencoder: `recon = decode(sparsify((x - b_dec) w_enc^T + b_enc))`; or a transcoder:
+/// `recon = decode(sparsify(x w_enc^T + b_enc)) + x skip^T`, where `recon` is of another place than `x`.
 #[derive(Clone, Debug)]
 pub struct Sae {
     /// `[d_sae, d_in]`
     pub w_enc: Tensor<2>,
     /// `[d_sae]`
     pub b_enc: Tensor<1>,
-    /// `[d_sae, d_in]`; training keeps its rows at length 1, so that a latent's value is a length.
+    /// `[d_sae, d_out]`; training keeps its rows at length 1, so that a latent's value is a length; of a crosscoder,
+    /// see [`Sae::fold_scales`].
     pub w_dec: Tensor<2>,
-    /// `[d_in]`
+    /// `[d_out]`
     pub b_dec: Tensor<1>,
+    /// Whether the encoder sees `x - b_dec`, and not `x`: only where what is written is what is read.
+    pub apply_b_dec_to_input: bool,
+    /// What is linear in the activations and needs no latents (skip transcoders, arXiv 2501.18823). `[d_out, d_in]`
+    pub skip: Option<Tensor<2>>,
     /// What a latent's score has to be above to fire, `[d_sae]`; there if [`Sparsifier::has_threshold`].
     pub threshold: Option<Tensor<1>>,
     /// Which latents fire.
@@ -49,8 +62,13 @@ pub struct Sae {
 }
 
 impl Sae {
-    /// Width of an activation.
+    /// Width of an activation that is read.
     pub fn d_in(&self) -> usize {
+        self.w_enc.dims()[1]
+    }
+
+    /// Width of an activation that is written.
+    pub fn d_out(&self) -> usize {
         self.b_dec.dims()[0]
     }
 
@@ -110,7 +128,7 @@ impl Sae {
                 self.sparsifier.name()
             )));
         }
-        let centred = x - self.b_dec.clone().unsqueeze();
+        let centred = self.centred(x);
         let code = kernels::encode(centred, self.w_enc.clone(), self.b_enc.clone(), self.selection(), None).main;
         Ok(self.shrink(code))
     }
@@ -131,7 +149,16 @@ impl Sae {
         }
     }
 
-    /// The reconstruction of a code, `[batch, d_in]`, in the units of the activations.
+    /// What the encoder's matrix sees of `x: [batch, d_in]`.
+    pub(crate) fn centred(&self, x: Tensor<2>) -> Tensor<2> {
+        match self.apply_b_dec_to_input {
+            true => x - self.b_dec.clone().unsqueeze(),
+            false => x,
+        }
+    }
+
+    /// The reconstruction of a code, `[batch, d_out]`, in the units of the activations. What a [`skip`](Self::skip)
+    /// connection adds depends on more than the code: see [`recon_rows`](Self::recon_rows).
     pub fn decode(&self, code: &SparseCode) -> Tensor<2> {
         let recon = kernels::decode(code, self.w_dec.clone());
         recon + self.b_dec.clone().unsqueeze()
@@ -156,7 +183,8 @@ impl Sae {
         Ok(all)
     }
 
-    /// The reconstruction of a code on the host, `[rows, d_in]`, in the units of the activations.
+    /// The reconstruction of a code on the host, `[rows, d_out]`, in the units of the activations; without what a
+    /// [`skip`](Self::skip) connection adds.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the code names a latent that there is not, or with what the device said.
@@ -171,9 +199,9 @@ impl Sae {
                 "the code names latent {i}, but the dictionary has {d_sae}"
             )));
         }
-        let mut all = Vec::with_capacity(code.batch() * self.d_in());
+        let mut all = Vec::with_capacity(code.batch() * self.d_out());
         let widest = code.rows.ranges().map(|r| r.len()).max().unwrap_or(0);
-        let rows = (PIECE_VALUES / (widest * self.d_in()).max(1)).max(1);
+        let rows = (PIECE_VALUES / (widest * self.d_out()).max(1)).max(1);
         for start in (0..code.batch()).step_by(rows) {
             let piece = code.part(start..code.batch().min(start + rows));
             let piece = SparseCode::from_host(piece.never_empty(), &self.device());
@@ -182,25 +210,37 @@ impl Sae {
         Ok(all)
     }
 
-    /// The decoder on the host, `[d_sae, d_in]`: one latent's direction a row.
+    /// The reconstruction from a code and the rows that it is of, `[rows, d_out]`: [`decode_rows`](Self::decode_rows) and
+    /// what a skip connection adds. `x: [rows, d_in]`, raw activations.
+    ///
+    /// # Errors
+    /// As [`decode_rows`](Self::decode_rows); [`Error::Invalid`] when there are not as many rows as the code has.
+    pub fn recon_rows(&self, x: &[f32], code: &HostCode) -> Result<Vec<f32>> {
+        let mut recon = self.decode_rows(code)?;
+        let Some(skip) = &self.skip else { return Ok(recon) };
+        if x.len() != code.batch() * self.d_in() {
+            return Err(Error::Invalid(format!(
+                "a code of {} rows is not that of {} values of d_in {}",
+                code.batch(),
+                x.len(),
+                self.d_in()
+            )));
+        }
+        let mut at = 0;
+        for piece in self.pieces(x, self.d_out())? {
+            let linear = to_host::<f32>(piece.matmul(skip.clone().transpose()).try_into_data())?;
+            recon[at..].iter_mut().zip(&linear).for_each(|(r, v)| *r += v);
+            at += linear.len();
+        }
+        Ok(recon)
+    }
+
+    /// The decoder on the host, `[d_sae, d_out]`: one latent's direction a row.
     ///
     /// # Errors
     /// [`Error::Invalid`] with what the device said.
     pub fn decoder_rows(&self) -> Result<Vec<f32>> {
         to_host(self.w_dec.clone().try_into_data())
-    }
-
-    /// The dictionary of raw activations `x` that does what this one does to `scale * x`.
-    ///
-    /// Selecting and decoding are homogeneous, so only the biases and thresholds change: with them divided by `scale`,
-    /// `pre`, code and reconstruction are all `1 / scale` times what they were, and the decoder keeps its unit rows.
-    pub fn fold_input_scale(self, scale: f32) -> Self {
-        Self {
-            b_enc: self.b_enc / scale,
-            b_dec: self.b_dec / scale,
-            threshold: self.threshold.map(|t| t / scale),
-            ..self
-        }
     }
 
     /// `x: [rows, d_in]` as tensors of so many rows that `values_per_row` values a row stay within 64 MiB; all rows if

@@ -24,7 +24,7 @@ mod record;
 mod round_trip;
 mod writer;
 
-pub use build::{BuildOptions, CANDIDATES, Estimate, Naming, build, estimate};
+pub use build::{BuildOptions, CANDIDATES, Estimate, Naming, Unembedding, build, estimate};
 pub use reader::FeatureIndex;
 pub use record::{
     At, DictionarySummary, Example, Examples, FORMAT_VERSION, FeatureDetail, FeatureSummary, HISTOGRAM_BINS, Histogram,

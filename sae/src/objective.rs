@@ -37,11 +37,14 @@ use crate::error::{Error, Result};
 use crate::kernels::{decode, nested_errors};
 use crate::sparsifier::Near;
 
+/// Squares of norms below this count as this, so that their roots have a slope.
+const LEAST_SQUARE: f32 = 1e-12;
+
 /// One pass over a batch, as the terms see it. All in the units of the trainer, on the autodiff device.
 pub struct Forward {
-    /// The activations, not tracked. `[batch, d_in]`
-    pub x: Tensor<2>,
-    /// Their reconstruction, `b_dec` included. `[batch, d_in]`
+    /// The activations that are to be written, not tracked: of an autoencoder, those that it read. `[batch, d_out]`
+    pub target: Tensor<2>,
+    /// Their reconstruction, [`base`](Self::base) included. `[batch, d_out]`
     pub recon: Tensor<2>,
     /// The code.
     pub code: SparseCode,
@@ -53,13 +56,16 @@ pub struct Forward {
     pub near: Option<Near>,
     /// The pre-activations of the gates that are open, where there are gates: of the code's entries. `[entries]`
     pub gate: Option<Tensor<1>>,
-    /// The decoder, for terms that decode on their own. `[d_sae, d_in]`
+    /// The decoder, for terms that decode on their own. `[d_sae, d_out]`
     pub w_dec: Tensor<2>,
-    /// The decoder's bias. `[d_in]`
-    pub b_dec: Tensor<1>,
+    /// What is written without any latent: the decoder's bias, `[1, d_out]`, or with what a skip connection adds,
+    /// `[batch, d_out]`.
+    pub base: Tensor<2>,
+    /// Widths of the places that are written, in the order of the columns.
+    pub written: Vec<usize>,
     /// Number of dead latents.
     pub n_dead: usize,
-    /// Mean over the data of `|x - mean|^2`, summed over `d_in`: the error of the best constant.
+    /// Mean over the data of `|target - mean|^2`, summed over `d_out`: the error of the best constant.
     pub variance: f64,
     /// Which step of the run this is.
     pub moment: Moment,
@@ -287,17 +293,33 @@ impl Loss {
     }
 }
 
-/// `|x - recon|^2` summed over `d_in`: `[batch, 1]`.
+/// `|target - recon|^2` summed over `d_out`: `[batch, 1]`.
 fn row_errors(pass: &Forward) -> Tensor<2> {
-    let error = pass.recon.clone() - pass.x.clone();
+    let error = pass.recon.clone() - pass.target.clone();
     (error.clone() * error).sum_dim(1)
 }
 
-/// The values of the code, or the pre-activations of its gates, times the norms of their latents' decoder rows:
-/// `[entries]`.
+/// The values of the code, or the pre-activations of its gates, times the norms of their latents' decoder rows, summed
+/// over the places that are written (crosscoders: a latent pays for every hook that it writes to): `[entries]`.
 fn weighted_values(pass: &Forward) -> Tensor<1> {
-    let norms = (pass.w_dec.clone() * pass.w_dec.clone()).sum_dim(1).sqrt();
-    let [d_sae, _] = norms.dims();
+    let [d_sae, d_out] = pass.w_dec.dims();
+    let mut start = 0;
+    let norms = pass.written.iter().map(|&width| {
+        start += width;
+        let rows = match width == d_out {
+            true => pass.w_dec.clone(),
+            false => pass.w_dec.clone().narrow(1, start - width, width),
+        };
+        let squares = (rows.clone() * rows).sum_dim(1);
+        // The root has no slope at 0: where there are several, a latent may write nothing to one.
+        let squares = if width == d_out {
+            squares
+        } else {
+            squares.clamp_min(LEAST_SQUARE)
+        };
+        squares.sqrt()
+    });
+    let norms = norms.reduce(|a, b| a + b).expect("at least one place is written");
     let norms = norms.reshape([d_sae]).select(0, pass.code.indices.clone());
     // Values that are never negative are their own size, and the slope at 0 reaches thresholds just above them.
     let sizes = match &pass.gate {
@@ -322,7 +344,7 @@ fn row_sums(pass: &Forward, values: Tensor<1>) -> Tensor<2> {
 /// `levels`: of every entry, `[entries]`.
 fn nested_mean(pass: &Forward, levels: Tensor<1, Int>, n: usize) -> Tensor<1> {
     let batch = pass.code.batch() as f64;
-    let start = pass.b_dec.clone().unsqueeze::<2>() - pass.x.clone();
+    let start = pass.base.clone() - pass.target.clone();
     let weights = vec![1.0 / n as f32; n];
     let errors = nested_errors(&pass.code, levels, weights.into(), pass.w_dec.clone(), start);
     errors.sum() / (batch * pass.variance)

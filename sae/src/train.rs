@@ -28,9 +28,11 @@ mod plan;
 mod read_ahead;
 mod run_dir;
 mod schedule;
+mod sides;
 mod start;
 mod trainer;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -45,7 +47,7 @@ use self::read_ahead::ReadAhead;
 use self::run_dir::RunDir;
 use self::trainer::{Step, Trainer};
 use crate::config::RunConfig;
-use crate::dictionary::{Calibration, DictionaryCard, HeldOut, Sae};
+use crate::dictionary::{Calibration, DictionaryCard, HeldOut, Place, Sae};
 use crate::error::{Error, Result};
 
 /// In a run's directory, the copy of activations that cannot be read in place: see
@@ -58,8 +60,11 @@ pub const COPY: &str = "acts.safetensors";
 pub struct RunSummary {
     /// The activation function in training: `TopK(32)`.
     pub method: String,
-    /// Width of an activation.
+    /// Width of an activation that is read, all places together.
     pub d_in: usize,
+    /// Width of an activation that is written, where that is something else than what is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_out: Option<usize>,
     /// Number of latents.
     pub d_sae: usize,
     /// Steps taken.
@@ -70,6 +75,9 @@ pub struct RunSummary {
     pub seconds: f64,
     /// Quality on the held-out rows, of the dictionary as it is saved.
     pub held_out: HeldOut,
+    /// The FVU of each hook on the same rows, where several are written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fvu_by_hook: BTreeMap<String, f64>,
     /// How the thresholds of the saved dictionary were set, where they were not learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
@@ -123,6 +131,11 @@ impl Training {
         Ok(self)
     }
 
+    /// Bytes of the copies of activations that an earlier call made in the directory `out`, finished or not.
+    pub fn copied_bytes(&self, out: &Path) -> u64 {
+        self.input.copied_bytes(out)
+    }
+
     /// What the run will do.
     pub fn plan(&self) -> &TrainPlan {
         &self.plan
@@ -155,7 +168,7 @@ impl Training {
             dir.begin(&plan)?;
         }
         let stopped = |dir: &RunDir| dir.begin(&plan).map(|()| (Outcome::Stopped, None));
-        let Some(input) = input.prepare(&plan, &out.join(COPY), progress, stop)? else {
+        let Some(input) = input.prepare(&plan, out, progress, stop)? else {
             return stopped(&dir);
         };
         let saved = dir.checkpoint(&device, &plan)?;
@@ -223,6 +236,7 @@ impl Run<'_> {
     fn steps(&mut self, progress: &dyn Progress, stop: &Stop) -> Result<(Outcome, Option<Measured>)> {
         let plan = self.plan;
         let (mut held_out, mut last) = (None, None);
+        let mut fvu_by_hook = BTreeMap::new();
         while self.trainer.steps_done() < plan.steps {
             let Some(x) = self.batches.next_batch(stop)? else {
                 self.save()?;
@@ -239,6 +253,7 @@ impl Run<'_> {
             if due(plan.eval_every) {
                 let measured = measure(&self.trainer, self.input, plan)?;
                 held_out = Some(measured.held_out);
+                fvu_by_hook.clone_from(&measured.fvu_by_hook);
                 // Kept for the end alone: it shares the parameters, which are updated in place while nobody does.
                 last = Some(measured).filter(|_| done == plan.steps);
             }
@@ -246,7 +261,9 @@ impl Run<'_> {
                 let measured = held_out.filter(|_| due(plan.eval_every));
                 progress.note(&note(&step, held_out));
                 let epoch = self.batches.state().epoch;
-                self.log.metrics(&Line::new(&step, done, plan, epoch, measured))?;
+                let mut line = Line::new(&step, done, plan, epoch, measured);
+                line.fvu_by_hook = std::mem::take(&mut fvu_by_hook);
+                self.log.metrics(&line)?;
                 let elapsed = self.seconds + self.clock.elapsed().as_secs_f64();
                 self.log.timing(&Timing::new(done, plan, elapsed))?;
             }
@@ -274,15 +291,17 @@ struct Measured {
     sae: Sae,
     calibration: Option<Calibration>,
     held_out: HeldOut,
+    fvu_by_hook: BTreeMap<String, f64>,
 }
 
 fn measure(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<Measured> {
     let (sae, calibration) = evaluate::inference(trainer, input, plan)?;
-    let held_out = evaluate::held_out(&sae, input, plan)?;
+    let (held_out, fvu_by_hook) = evaluate::held_out(&sae, input, plan)?;
     Ok(Measured {
         sae,
         calibration,
         held_out,
+        fvu_by_hook,
     })
 }
 
@@ -292,15 +311,28 @@ fn finish(measured: Measured, input: &Input, plan: &TrainPlan, out: &Path, secon
         sae,
         calibration,
         held_out,
+        fvu_by_hook,
     } = measured;
     let origin = input.origin();
+    let sides = input.sides();
+    let several = |places: &[Place]| match places.len() > 1 {
+        true => places.to_vec(),
+        false => Vec::new(),
+    };
     let card = DictionaryCard {
         version: DictionaryCard::VERSION,
-        d_in: plan.d_in,
+        d_in: plan.d_in(),
         d_sae: plan.d_sae,
         sparsifier: sae.sparsifier,
         calibration,
-        hook: origin.hook,
+        hook: plan.config.data.hook.clone(),
+        reads: several(&sides.read.places),
+        writes: match sides.same() {
+            true => Vec::new(),
+            false => sides.written.places.clone(),
+        },
+        apply_b_dec_to_input: sae.apply_b_dec_to_input,
+        skip: sae.skip.is_some(),
         model: origin.model,
         corpus: origin.corpus,
         trained_tokens: plan.tokens(),
@@ -311,12 +343,14 @@ fn finish(measured: Measured, input: &Input, plan: &TrainPlan, out: &Path, secon
     curves::draw(out)?;
     let summary = RunSummary {
         method: plan.config.sparsifier().name(),
-        d_in: plan.d_in,
+        d_in: plan.d_in(),
+        d_out: (!sides.same()).then(|| plan.d_out()),
         d_sae: plan.d_sae,
         steps: plan.steps,
         tokens: plan.tokens(),
         seconds,
         held_out,
+        fvu_by_hook,
         calibration,
     };
     run_dir::write_summary(out, &summary)?;

@@ -36,7 +36,9 @@ use super::{Estimate, HarvestPlan};
 use crate::context::{Context, RowRef};
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
+use crate::hooks::HookPoint;
 use crate::progress::Stop;
+use crate::source::joined::side_by_side;
 use crate::source::{MixState, Origin, ROW_OVERHEAD, RowReader, Split, hex};
 
 /// The part of the memory that contexts wait in.
@@ -84,12 +86,13 @@ struct Rows {
     corpus: Corpus,
     tokens: Option<u64>,
     first: u64,
-    d_in: usize,
+    /// Of each hook.
+    widths: Vec<usize>,
 }
 
 impl Model for Rows {
     fn d_in(&self) -> usize {
-        self.d_in
+        self.widths.iter().sum()
     }
 
     fn contexts(&self) -> Box<dyn Iterator<Item = Result<Context>> + Send> {
@@ -107,8 +110,8 @@ impl Model for Rows {
     }
 
     fn record(&self, contexts: &[Context]) -> Result<(Vec<f32>, Vec<RowRef>)> {
-        let Recorded { rows, mut acts } = self.recorder.record(contexts)?;
-        Ok((acts.swap_remove(0), rows))
+        let Recorded { rows, acts } = self.recorder.record(contexts)?;
+        Ok((side_by_side(acts, &self.widths), rows))
     }
 }
 
@@ -147,28 +150,31 @@ pub struct RowStream {
     recorder: Arc<Recorder>,
     corpus: Corpus,
     tokens: Option<u64>,
-    d_in: usize,
+    /// The places, each with the width of its values.
+    hooks: Vec<(String, usize)>,
     origin: Origin,
     estimate: Estimate,
 }
 
 impl RowStream {
-    /// The stream that `plan` describes. Its text should come in a seeded order, so that the contexts that wait together
-    /// are from everywhere in it.
+    /// The stream that `plan` describes; of several hooks, a row is the rows of all, one behind the other. Its text should
+    /// come in a seeded order, so that the contexts that wait together are from everywhere in it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] unless the plan has exactly one hook; [`Error::Io`] from looking at the files.
+    /// [`Error::Io`] from looking at the files.
     pub fn new(plan: HarvestPlan) -> Result<Self> {
-        let &[(hook, d_in)] = plan.recorder.hooks() else {
-            return Err(Error::Invalid(format!(
-                "a dictionary is trained on one hook, {} are asked for",
-                plan.recorder.hooks().len()
-            )));
-        };
+        let named = |&(hook, width): &(HookPoint, usize)| (hook.to_string(), width);
+        let hooks: Vec<(String, usize)> = plan.recorder.hooks().iter().map(named).collect();
+        let names: Vec<&str> = hooks.iter().map(|(hook, _)| hook.as_str()).collect();
         let spec = spec(&plan)?;
         let mut digest = Sha256::new();
         let tokenizer = crate::fingerprint::fingerprint(&[plan.corpus.tokenizer().path().to_owned()])?;
-        digest.update(format!("{hook} {:?} {:?} {tokenizer}", spec.model, spec.corpus));
+        digest.update(format!(
+            "{} {:?} {:?} {tokenizer}",
+            names.join(" "),
+            spec.model,
+            spec.corpus
+        ));
         digest.update(format!(
             "{} {:?} {}",
             spec.context_length, spec.max_tokens, spec.skip_special
@@ -177,7 +183,7 @@ impl RowStream {
         Ok(Self {
             origin: Origin {
                 path,
-                hook: Some(hook.to_string()),
+                hook: (hooks.len() == 1).then(|| hooks[0].0.clone()),
                 model: Some(spec.model),
                 corpus: Some(spec.corpus),
                 fingerprint: hex(&digest.finalize()),
@@ -185,25 +191,26 @@ impl RowStream {
             recorder: Arc::new(plan.recorder),
             corpus: plan.corpus,
             tokens: plan.tokens,
-            d_in,
+            hooks,
             estimate: plan.estimate,
         })
     }
 
     /// What to call it: model, hook and text.
     pub fn name(&self) -> String {
-        let Origin { hook, model, .. } = &self.origin;
-        let model = model.as_ref().map_or("", |model| &model.name);
-        format!(
-            "{model} ({}) over {}",
-            hook.as_deref().unwrap_or_default(),
-            self.corpus.name()
-        )
+        let model = self.origin.model.as_ref().map_or("", |model| &model.name);
+        let hooks: Vec<&str> = self.hooks.iter().map(|(hook, _)| hook.as_str()).collect();
+        format!("{model} ({}) over {}", hooks.join(", "), self.corpus.name())
     }
 
-    /// Width of a row.
+    /// The places in the order of a row, each with the width of its values.
+    pub fn hooks(&self) -> &[(String, usize)] {
+        &self.hooks
+    }
+
+    /// Width of a row, all hooks together.
     pub fn d_in(&self) -> usize {
-        self.d_in
+        self.hooks.iter().map(|(_, width)| width).sum()
     }
 
     /// Number of rows, about: the text has not been tokenised yet.
@@ -222,7 +229,7 @@ impl RowStream {
             corpus: self.corpus.clone(),
             tokens: self.tokens,
             first,
-            d_in: self.d_in,
+            widths: self.hooks.iter().map(|&(_, width)| width).collect(),
         }
     }
 
@@ -310,7 +317,7 @@ impl RowStream {
             true => (pass.rows, pass.rows),
             false => (options.rows, plan.most_rows(false)),
         };
-        let values = 4 * self.d_in as u64;
+        let values = 4 * self.d_in() as u64;
         let in_flight = IN_FLIGHT * plan.group as u64 * plan.unit_rows * values;
         let waiting = plan.sizes.waiting_bytes.min(4 * pass.tokens);
         Ok(StreamNeeds {
@@ -338,11 +345,11 @@ impl RowStream {
         let context = self.corpus.options().context as u64;
         let unit = (self.recorder.unit(), self.recorder.unit() as u64 * context);
         let most = (self.recorder.batch() / self.recorder.unit()).max(1);
-        MixPlan::new(self.d_in, unit, most, options).map_err(|least| {
+        MixPlan::new(self.d_in(), unit, most, options).map_err(|least| {
             Error::Invalid(format!(
                 "{}: rows of {} values cannot be mixed in {} MiB of memory; data.mix_memory_mib must be at least {}",
                 self.name(),
-                self.d_in,
+                self.d_in(),
                 options.memory_bytes >> 20,
                 least.div_ceil(1 << 20)
             ))

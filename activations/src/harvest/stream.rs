@@ -5,43 +5,37 @@ use super::batches::{Batch, Batches};
 use super::recorder::Recorder;
 use crate::context::{ContextBatch, ContextSource};
 use crate::corpus::Corpus;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Transformer;
+use crate::source::joined::side_by_side;
 
-/// A model over a text: activations of one hook as they are computed.
+/// A model over a text: activations of one hook, or of several side by side, as they are computed.
 pub struct ContextStream {
     recorder: Recorder,
     corpus: Corpus,
     tokens: Option<u64>,
-    d_in: usize,
+    /// Of each hook.
+    widths: Vec<usize>,
     batches: Option<Batches>,
 }
 
 impl ContextStream {
-    /// The stream that `plan` describes.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] unless the plan has exactly one hook.
-    pub fn new(plan: HarvestPlan) -> Result<Self> {
+    /// The stream that `plan` describes. Of several hooks, a row is the rows of all, one behind the other.
+    pub fn new(plan: HarvestPlan) -> Self {
+        let widths = plan.widths();
         let HarvestPlan {
             recorder,
             corpus,
             tokens,
             ..
         } = plan;
-        let &[(_, d_in)] = recorder.hooks() else {
-            return Err(Error::Invalid(format!(
-                "activations can be streamed from one hook at a time, {} are asked for",
-                recorder.hooks().len()
-            )));
-        };
-        Ok(Self {
+        Self {
             recorder,
             corpus,
             tokens,
-            d_in,
+            widths,
             batches: None,
-        })
+        }
     }
 
     /// The model, for what else is wanted of it, such as its unembedding.
@@ -57,7 +51,7 @@ impl ContextStream {
 
 impl ContextSource for ContextStream {
     fn d_in(&self) -> usize {
-        self.d_in
+        self.widths.iter().sum()
     }
 
     /// Unknown: the text has not been tokenised yet.
@@ -73,11 +67,11 @@ impl ContextSource for ContextStream {
             Some(Batch { contexts, .. }) if !contexts.is_empty() => contexts,
             _ => return Ok(None),
         };
-        let mut recorded = self.recorder.record(&contexts)?;
+        let recorded = self.recorder.record(&contexts)?;
         Ok(Some(ContextBatch {
             contexts,
             rows: recorded.rows,
-            acts: recorded.acts.swap_remove(0),
+            acts: side_by_side(recorded.acts, &self.widths),
         }))
     }
 }

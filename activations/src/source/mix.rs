@@ -21,7 +21,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::order::Order;
-use super::rows::ActRows;
+use super::rows::{ActRows, refuse_rows_beyond};
 use crate::error::{Error, Result};
 
 /// The most bytes of a chunk: large enough that a disk reads at its full rate, small enough for many in a pool.
@@ -96,43 +96,72 @@ pub struct MixedReader {
     pool: Option<Pool>,
 }
 
+/// The order of the rows `range` of `n_rows`, of which `row_bytes` are the bytes of each of its parts: readers that go in one
+/// order share the memory.
+pub(crate) fn order(
+    name: &str,
+    n_rows: u64,
+    range: Range<u64>,
+    row_bytes: &[usize],
+    options: &MixOptions,
+) -> Result<Order> {
+    refuse_rows_beyond(name, &range, n_rows)?;
+    let (n_rows, width) = (range.end - range.start, row_bytes.iter().sum::<usize>());
+    if n_rows == 0 {
+        return Err(Error::Invalid(format!("{name}: there are no rows to mix")));
+    }
+    let parts = row_bytes.len() as u64;
+    let chunk_rows = (CHUNK_BYTES / width).clamp(1, CHUNK_ROWS) as u64;
+    let n_chunks = n_rows.div_ceil(chunk_rows);
+    let chunk_bytes = chunk_rows * (width as u64 + parts * ROW_OVERHEAD);
+    let chunk_overhead = parts * CHUNK_OVERHEAD;
+    let for_pool = options
+        .memory_bytes
+        .saturating_sub(n_chunks.saturating_mul(chunk_overhead));
+    let pool_chunks = for_pool / chunk_bytes;
+    if pool_chunks < LEAST_CHUNKS.min(n_chunks) || n_chunks > u64::from(u32::MAX) {
+        return Err(Error::Invalid(format!(
+            "{name}: {n_rows} rows cannot be mixed in {} bytes of memory; the least is {}",
+            options.memory_bytes,
+            (n_chunks * chunk_overhead).saturating_add(LEAST_CHUNKS * chunk_bytes)
+        )));
+    }
+    // Where rows leave while others come, the pool holds a window and up to two chunks of the next one.
+    let window = if pool_chunks >= n_chunks {
+        n_chunks
+    } else {
+        pool_chunks - 2
+    };
+    // Draws are numbered by u32: a window has fewer rows than that.
+    let window = window.min(u64::from(u32::MAX) / chunk_rows) as u32;
+    Ok(Order::new(options.seed, range, chunk_rows, window))
+}
+
+/// Refuses to fill a part of a row.
+pub(crate) fn refuse_part_of_a_row(name: &str, values: usize, d_in: usize) -> Result<()> {
+    match values.is_multiple_of(d_in) {
+        true => Ok(()),
+        false => Err(Error::Invalid(format!(
+            "{name}: {values} values are not whole rows of {d_in}"
+        ))),
+    }
+}
+
 impl MixedReader {
     /// A reader of `range`. It allocates nothing yet.
     pub(crate) fn new(rows: Arc<ActRows>, range: Range<u64>, options: &MixOptions) -> Result<Self> {
-        rows.check_range(&range)?;
-        let (n_rows, width) = (range.end - range.start, rows.acts.width() as u64);
-        if n_rows == 0 {
-            return Err(Error::Invalid(format!("{}: there are no rows to mix", rows.name)));
-        }
-        let chunk_rows = (CHUNK_BYTES / rows.acts.width()).clamp(1, CHUNK_ROWS) as u64;
-        let n_chunks = n_rows.div_ceil(chunk_rows);
-        let chunk_bytes = chunk_rows * (width + ROW_OVERHEAD);
-        let for_pool = options
-            .memory_bytes
-            .saturating_sub(n_chunks.saturating_mul(CHUNK_OVERHEAD));
-        let pool_chunks = for_pool / chunk_bytes;
-        if pool_chunks < LEAST_CHUNKS.min(n_chunks) || n_chunks > u64::from(u32::MAX) {
-            return Err(Error::Invalid(format!(
-                "{}: {n_rows} rows cannot be mixed in {} bytes of memory; the least is {}",
-                rows.name,
-                options.memory_bytes,
-                (n_chunks * CHUNK_OVERHEAD).saturating_add(LEAST_CHUNKS * chunk_bytes)
-            )));
-        }
-        // Where rows leave while others come, the pool holds a window and up to two chunks of the next one.
-        let window = if pool_chunks >= n_chunks {
-            n_chunks
-        } else {
-            pool_chunks - 2
-        };
-        // Draws are numbered by u32: a window has fewer rows than that.
-        let window = window.min(u64::from(u32::MAX) / chunk_rows) as u32;
-        Ok(Self {
-            order: Order::new(options.seed, range, chunk_rows, window),
+        let order = order(&rows.name, rows.n_rows(), range, &[rows.acts.width()], options)?;
+        Ok(Self::in_order(rows, order))
+    }
+
+    /// A reader of rows in an order that [`order`] gave for as many.
+    pub(crate) fn in_order(rows: Arc<ActRows>, order: Order) -> Self {
+        Self {
+            order,
             rows,
             state: MixState::default(),
             pool: None,
-        })
+        }
     }
 
     /// Width of a row.
@@ -146,14 +175,7 @@ impl MixedReader {
     /// [`Error::Invalid`] if `out` is not whole rows; [`Error::Io`] and [`Error::BadFile`] from reading, a value that
     /// is not finite included. The state is then what it was before the call.
     pub fn next_batch(&mut self, out: &mut [f32]) -> Result<()> {
-        if !out.len().is_multiple_of(self.rows.d_in) {
-            return Err(Error::Invalid(format!(
-                "{}: {} values are not whole rows of {}",
-                self.rows.name,
-                out.len(),
-                self.rows.d_in
-            )));
-        }
+        refuse_part_of_a_row(&self.rows.name, out.len(), self.rows.d_in)?;
         let mut pool = match self.pool.take() {
             Some(pool) => pool,
             None => Pool::fill(&self.rows, &self.order, self.state)?,

@@ -194,10 +194,21 @@ pub(crate) struct Places {
 
 impl Places {
     /// Context and position of a row.
-    fn of(&self, row: u64) -> Result<(u64, u32)> {
+    pub fn of(&self, row: u64) -> Result<(u64, u32)> {
         let context = self.context.read_u64(row..row + 1)?;
         Ok((context[0], self.position.read_u32(row..row + 1)?[0]))
     }
+}
+
+/// Refuses a range that is not within the `n_rows` rows of `name`.
+pub(crate) fn refuse_rows_beyond(name: &str, rows: &Range<u64>, n_rows: u64) -> Result<()> {
+    if rows.start > rows.end || rows.end > n_rows {
+        return Err(Error::Invalid(format!(
+            "{name}: rows {}..{} are not within its {n_rows} rows",
+            rows.start, rows.end
+        )));
+    }
+    Ok(())
 }
 
 /// The activations of one hook, or of other programs' files.
@@ -225,16 +236,7 @@ impl ActRows {
 
     /// Refuses a range that is not within the rows.
     pub fn check_range(&self, rows: &Range<u64>) -> Result<()> {
-        if rows.start > rows.end || rows.end > self.n_rows() {
-            return Err(Error::Invalid(format!(
-                "{}: rows {}..{} are not within its {} rows",
-                self.name,
-                rows.start,
-                rows.end,
-                self.n_rows()
-            )));
-        }
-        Ok(())
+        refuse_rows_beyond(&self.name, rows, self.n_rows())
     }
 
     /// Copies encoded rows into `out` and refuses values that are not finite.

@@ -8,16 +8,18 @@ use super::manifest::{StoreManifest, acts_path};
 use super::shard::read_contexts;
 use crate::context::{Context, ContextBatch, ContextSource, RowRef};
 use crate::error::{Error, Result};
+use crate::source::joined::side_by_side;
 use crate::source::rows::{ActRows, Places};
 
 /// Activation bytes of a batch, in f32: enough that a matrix product with them is efficient.
 const BATCH_BYTES: usize = 16 << 20;
 
-/// The contexts of a store with the activations of one hook.
+/// The contexts of a store with the activations of one hook, or of several side by side.
 pub struct StoreContexts {
     dir: PathBuf,
     manifest: Arc<StoreManifest>,
-    rows: ActRows,
+    /// Of each hook, at least one.
+    hooks: Vec<ActRows>,
     /// The next shard to open.
     shard: usize,
     /// Contexts of the present shard that were not given out, with their numbers of rows.
@@ -27,11 +29,11 @@ pub struct StoreContexts {
 }
 
 impl StoreContexts {
-    pub(crate) fn new(dir: PathBuf, manifest: Arc<StoreManifest>, rows: ActRows) -> Self {
+    pub(crate) fn new(dir: PathBuf, manifest: Arc<StoreManifest>, hooks: Vec<ActRows>) -> Self {
         Self {
             dir,
             manifest,
-            rows,
+            hooks,
             shard: 0,
             waiting: VecDeque::new(),
             row: 0,
@@ -43,8 +45,9 @@ impl StoreContexts {
         let (number, entry) = (self.shard, &self.manifest.shards[self.shard]);
         let contexts = read_contexts(&self.dir, number, &self.manifest.spec, entry)?;
         let range = self.row..self.row + entry.n_rows;
-        let Some(Places { context, position }) = &self.rows.places else {
-            return Err(Error::Invalid(format!("{} has no contexts", self.rows.name)));
+        let rows = &self.hooks[0];
+        let Some(Places { context, position }) = &rows.places else {
+            return Err(Error::Invalid(format!("{} has no contexts", rows.name)));
         };
         let (of, positions) = (context.read_u64(range.clone())?, position.read_u32(range)?);
         let mut next = 0;
@@ -79,7 +82,7 @@ impl StoreContexts {
 
 impl ContextSource for StoreContexts {
     fn d_in(&self) -> usize {
-        self.rows.d_in
+        self.hooks.iter().map(|rows| rows.d_in).sum()
     }
 
     fn n_contexts(&self) -> Option<u64> {
@@ -94,6 +97,7 @@ impl ContextSource for StoreContexts {
             self.open_shard()?;
         }
         let mut batch = ContextBatch::default();
+        let d_in = self.d_in();
         while let Some((context, positions)) = self.waiting.pop_front() {
             let number = batch.contexts.len() as u32;
             batch.rows.extend(positions.iter().map(|&position| RowRef {
@@ -101,13 +105,18 @@ impl ContextSource for StoreContexts {
                 position,
             }));
             batch.contexts.push(context);
-            if batch.rows.len() * self.rows.d_in * 4 >= BATCH_BYTES {
+            if batch.rows.len() * d_in * 4 >= BATCH_BYTES {
                 break;
             }
         }
-        batch.acts = vec![0.0; batch.rows.len() * self.rows.d_in];
         let end = self.row + batch.rows.len() as u64;
-        self.rows.read(self.row..end, &mut batch.acts)?;
+        let read = |rows: &ActRows| {
+            let mut acts = vec![0.0; batch.rows.len() * rows.d_in];
+            rows.read(self.row..end, &mut acts).map(|()| acts)
+        };
+        let acts = self.hooks.iter().map(read).collect::<Result<_>>()?;
+        let widths: Vec<usize> = self.hooks.iter().map(|rows| rows.d_in).collect();
+        batch.acts = side_by_side(acts, &widths);
         self.row = end;
         Ok(Some(batch))
     }

@@ -11,6 +11,7 @@ use activations::product::Precision;
 use serde::{Deserialize, Serialize};
 
 use super::RunConfig;
+use super::places::one_or_more;
 use crate::error::{Error, Result};
 
 /// `[data]`: which activations.
@@ -29,6 +30,15 @@ pub struct DataConfig {
     /// The hook to train on, or the tensor or column; needed when there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
+    /// Instead of `hook`, several that are read side by side: a crosscoder, which writes them all, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Vec<String>>,
+    /// The hook that is written, or several, where it is not what is read: a transcoder.
+    #[serde(with = "one_or_more", skip_serializing_if = "Option::is_none")]
+    pub target: Option<Vec<String>>,
+    /// Where `target` lies, if it is not in `acts`: another store or file, of the same tokens in the same order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_acts: Option<PathBuf>,
     /// Number format of a column of bytes whose file does not say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acts_dtype: Option<ActDtype>,
@@ -80,6 +90,9 @@ impl Default for DataConfig {
             model: None,
             text: None,
             hook: None,
+            hooks: None,
+            target: None,
+            target_acts: None,
             acts_dtype: None,
             tokens: None,
             context: None,
@@ -112,6 +125,7 @@ impl DataConfig {
                 return Err(Error::config(key, "is 0, expected at least 1"));
             }
         }
+        self.validate_hooks()?;
         self.validate_source()
     }
 
@@ -175,8 +189,8 @@ impl DataConfig {
 }
 
 impl RunConfig {
-    /// The text as `model` reads it, its documents in a seeded order.
-    pub(crate) fn harvest_options(&self, model: &ModelDir) -> Result<HarvestOptions> {
+    /// The text as `model` reads it, its documents in a seeded order, with the values at `hooks`.
+    pub(crate) fn harvest_options(&self, model: &ModelDir, hooks: Vec<String>) -> Result<HarvestOptions> {
         let data = &self.data;
         let default = Reading::default();
         Ok(HarvestOptions {
@@ -195,11 +209,8 @@ impl RunConfig {
             keep_special: data.keep_special.unwrap_or(false),
             device: self.train.device.parse()?,
             precision: data.precision.unwrap_or_default(),
-            ..HarvestOptions::new(
-                &model.path,
-                data.text.clone().unwrap_or_default(),
-                data.hook.clone().unwrap_or_default(),
-            )
+            hooks,
+            ..HarvestOptions::new(&model.path, data.text.clone().unwrap_or_default(), "")
         })
     }
 }

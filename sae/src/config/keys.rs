@@ -29,6 +29,9 @@ fn complete() -> RunConfig {
             precision: Some(activations::product::Precision::F32),
             text_seed: Some(1),
             hook: Some("blocks.0.hook_resid_post".into()),
+            hooks: Some(vec!["blocks.0.hook_resid_post".into()]),
+            target: Some(vec!["blocks.0.hook_mlp_out".into()]),
+            target_acts: Some("acts".into()),
             acts_dtype: Some(activations::ActDtype::F16),
             held_out_rows: Some(1),
             ..DataConfig::default()
@@ -48,6 +51,7 @@ fn complete() -> RunConfig {
             lambda: Some(1.0),
             signed: Some(true),
             eta: Some(0.5),
+            skip: true,
             inference: Some(InferenceForm::Threshold),
             inference_l0: Some(1.0),
             ..SaeConfig::default()
@@ -109,8 +113,8 @@ pub(super) fn set(tree: &mut Table, key: &str, value: &str) -> Result<()> {
         };
         table = next;
     }
-    // The two ways to say a size exclude each other; the later one wins over what the file says.
-    for (a, b) in [("steps", "tokens"), ("d_sae", "expansion")] {
+    // The two ways to say a thing exclude each other; the later one wins over what the file says.
+    for (a, b) in [("steps", "tokens"), ("d_sae", "expansion"), ("hook", "hooks")] {
         if name == a {
             table.remove(b);
         } else if name == b {

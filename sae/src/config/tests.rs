@@ -380,3 +380,55 @@ fn a_method_brings_what_it_needs_and_every_name_is_its_key() {
     tanh.fill_method();
     assert!(tanh.objective.l0.is_none());
 }
+
+#[test]
+fn shapes_that_contradict_themselves_are_refused_naming_both_keys() {
+    for (pairs, parts) in [
+        (&[("sae.skip", "true")][..], &["sae.skip", "data.target"][..]),
+        (
+            &[("sae.skip", "true"), ("data.hooks", "[\"a\", \"b\"]")],
+            &["sae.skip", "data.target"],
+        ),
+        (
+            &[("data.target", "a"), ("data.hook", "a")],
+            &["data.target", "data.hook"],
+        ),
+        (&[("data.hooks", "[\"a\", \"a\"]")], &["data.hooks", "a twice"]),
+        (&[("data.hooks", "[]")], &["data.hooks", "no hook"]),
+        (&[("data.target", "[]")], &["data.target", "no hook"]),
+        (&[("data.target", "1")], &["data.target", "name of a hook"]),
+        (
+            &[
+                ("data.target_acts", "y.npy"),
+                ("data.model", "m"),
+                ("data.text", "[\"t\"]"),
+            ],
+            &["data.target_acts", "data.acts"],
+        ),
+    ] {
+        let problem = problem(pairs);
+        assert!(parts.iter().all(|part| problem.contains(part)), "{problem}");
+    }
+    let both = RunConfig::from_toml("[data]\nhook = \"a\"\nhooks = [\"a\", \"b\"]", &[]).unwrap_err();
+    assert!(
+        both.to_string().starts_with("data.hooks: is given beside data.hook:"),
+        "{both}"
+    );
+}
+
+#[test]
+fn a_target_is_a_name_or_a_list_and_one_name_is_written_as_one() {
+    let one = set(&[("data.hook", "a"), ("data.target", "b")]).unwrap();
+    let list = set(&[("data.hook", "a"), ("data.target", "[\"b\"]")]).unwrap();
+    assert_eq!(one, list);
+    assert!(one.to_toml().unwrap().contains("target = \"b\""));
+    let two = set(&[("data.hook", "a"), ("data.target", "[\"b\", \"c\"]")]).unwrap();
+    assert_eq!(RunConfig::from_toml(&two.to_toml().unwrap(), &[]).unwrap(), two);
+    // The later way to name what is read wins over the file's.
+    let over = [("data.hooks".to_owned(), "[\"b\", \"c\"]".to_owned())];
+    let config = RunConfig::from_toml("[data]\nhook = \"a\"", &over).unwrap();
+    assert_eq!(
+        (config.data.hook.clone(), config.data.reads()),
+        (None, vec!["b".into(), "c".into()])
+    );
+}

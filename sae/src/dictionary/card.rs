@@ -11,7 +11,7 @@ use crate::sparsifier::Sparsifier;
 pub struct DictionaryCard {
     /// Version of this file's layout: [`DictionaryCard::VERSION`].
     pub version: u32,
-    /// Width of an activation.
+    /// Width of an activation that is read, all places together.
     pub d_in: usize,
     /// Number of latents.
     pub d_sae: usize,
@@ -20,10 +20,22 @@ pub struct DictionaryCard {
     /// How the thresholds were set, where they were not learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
-    /// The place in the model whose activations these are: `blocks.3.hook_resid_post`. `None` when the activations
-    /// came without saying so.
+    /// The place in the model whose activations are read: `blocks.3.hook_resid_post`. `None` when the activations
+    /// came without saying so, and where there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<String>,
+    /// The places that are read, in the order of the columns, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reads: Vec<Place>,
+    /// The places that are written, in the order of the columns, where they are not those that are read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writes: Vec<Place>,
+    /// Whether the decoder's bias is subtracted from what is read: [`Sae::apply_b_dec_to_input`](crate::Sae).
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub apply_b_dec_to_input: bool,
+    /// Whether there is a skip connection: [`Sae::skip`](crate::Sae).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
     /// The model, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelRef>,
@@ -39,10 +51,118 @@ pub struct DictionaryCard {
     pub held_out: Option<HeldOut>,
 }
 
+/// A place in a model that a dictionary reads or writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// `blocks.3.hook_mlp_out`; `None` where activations came without saying so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
+    /// Width of an activation.
+    pub width: usize,
+}
+
+impl Place {
+    /// The hook, or what to call a place without one.
+    pub fn name(&self) -> &str {
+        self.hook.as_deref().unwrap_or("activations")
+    }
+}
+
+/// What a dictionary does with the places that it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Writes the place that it reads.
+    Autoencoder,
+    /// Writes the several places that it reads.
+    Crosscoder,
+    /// Writes other places than it reads.
+    Transcoder,
+    /// The same, with a skip connection.
+    SkipTranscoder,
+}
+
+impl Shape {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Autoencoder => "autoencoder",
+            Self::Crosscoder => "crosscoder",
+            Self::Transcoder => "transcoder",
+            Self::SkipTranscoder => "skip transcoder",
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
 impl DictionaryCard {
-    /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds, 3 values that
-    /// are shrunk.
+    /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds, 3 values that are
+    /// shrunk and other shapes than autoencoders.
     pub const VERSION: u32 = 3;
+
+    /// The places that are read, in the order of the columns.
+    pub fn reads(&self) -> Vec<Place> {
+        match self.reads.is_empty() {
+            true => vec![Place {
+                hook: self.hook.clone(),
+                width: self.d_in,
+            }],
+            false => self.reads.clone(),
+        }
+    }
+
+    /// The places that are written, in the order of the columns.
+    pub fn writes(&self) -> Vec<Place> {
+        match self.writes.is_empty() {
+            true => self.reads(),
+            false => self.writes.clone(),
+        }
+    }
+
+    /// Width of an activation that is written, all places together.
+    pub fn d_out(&self) -> usize {
+        let widths = self.writes().into_iter().map(|place| place.width);
+        widths.fold(0, usize::saturating_add)
+    }
+
+    /// What it does with the places that it reads.
+    pub fn shape(&self) -> Shape {
+        match (self.writes.is_empty(), self.skip) {
+            (true, _) if self.reads.len() > 1 => Shape::Crosscoder,
+            (true, _) => Shape::Autoencoder,
+            (false, false) => Shape::Transcoder,
+            (false, true) => Shape::SkipTranscoder,
+        }
+    }
+
+    /// What is wrong with the places, if anything is.
+    pub(super) fn problem_of_places(&self) -> Option<String> {
+        let (d_in, d_out) = (self.d_in, self.d_out());
+        let read = self
+            .reads
+            .iter()
+            .try_fold(0usize, |sum, place| sum.checked_add(place.width));
+        if !self.reads.is_empty() && read != Some(d_in) {
+            return Some(format!(
+                "says d_in {d_in}, but the places that it reads are not so wide together"
+            ));
+        }
+        if self.reads().iter().chain(&self.writes()).any(|place| place.width == 0) {
+            return Some("names a place of width 0".into());
+        }
+        if self.skip && self.writes.is_empty() {
+            return Some("has a skip connection, but writes what it reads".into());
+        }
+        (self.apply_b_dec_to_input && d_in != d_out)
+            .then(|| format!("subtracts b_dec of width {d_out} from what it reads, of width {d_in}"))
+    }
 }
 
 /// How thresholds were set on activations that training did not see; see

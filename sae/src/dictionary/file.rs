@@ -27,14 +27,17 @@ impl Sae {
         let card = DictionaryCard::load(path)?;
         let path = path.join(PARAMETERS);
         let file = SafeTensors::open(&path)?;
-        let (d_in, d_sae) = (card.d_in, card.d_sae);
+        let (d_in, d_out, d_sae) = (card.d_in, card.d_out(), card.d_sae);
         // Every shape before the first value is read.
         let mut shapes: Vec<(&str, &[usize])> = vec![
-            ("b_dec", std::slice::from_ref(&d_in)),
+            ("b_dec", std::slice::from_ref(&d_out)),
             ("b_enc", std::slice::from_ref(&d_sae)),
         ];
-        let matrix = [d_sae, d_in];
-        shapes.extend([("w_dec", &matrix[..]), ("w_enc", &matrix[..])]);
+        let (encoder, decoder, skip) = ([d_sae, d_in], [d_sae, d_out], [d_out, d_in]);
+        shapes.extend([("w_dec", &decoder[..]), ("w_enc", &encoder[..])]);
+        if card.skip {
+            shapes.push(("skip", &skip));
+        }
         if card.sparsifier.has_threshold() {
             shapes.push(("threshold", std::slice::from_ref(&d_sae)));
         }
@@ -51,11 +54,11 @@ impl Sae {
             }
         }
         if let Some(extra) = file.names().find(|n| shapes.iter().all(|(name, _)| name != n)) {
-            let method = card.sparsifier.name();
+            let (method, shape) = (card.sparsifier.name(), card.shape().name());
             return Err(Error::bad_file(
                 &path,
                 format!(
-                    "extra tensor {extra}: a {method} dictionary has {}",
+                    "extra tensor {extra}: a {method} {shape} has {}",
                     shapes.iter().map(|s| s.0).collect::<Vec<_>>().join(", ")
                 ),
             ));
@@ -69,12 +72,17 @@ impl Sae {
             true => Some(vector(check_thresholds(read("threshold")?, &card, &path)?)),
             false => None,
         };
-        let matrix = |values| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
+        let matrix = |values, shape: [usize; 2]| Tensor::from_data(TensorData::new(values, shape), device);
         let sae = Self {
-            w_enc: matrix(read("w_enc")?),
+            w_enc: matrix(read("w_enc")?, encoder),
             b_enc: vector(read("b_enc")?),
-            w_dec: matrix(read("w_dec")?),
+            w_dec: matrix(read("w_dec")?, decoder),
             b_dec: vector(read("b_dec")?),
+            apply_b_dec_to_input: card.apply_b_dec_to_input,
+            skip: match card.skip {
+                true => Some(matrix(read("skip")?, skip)),
+                false => None,
+            },
             threshold,
             sparsifier: card.sparsifier,
         };
@@ -93,16 +101,28 @@ impl Sae {
                 self.sparsifier.name()
             )));
         }
-        if (card.d_in, card.d_sae, card.sparsifier) != (self.d_in(), self.d_sae(), self.sparsifier) {
+        let says = (card.d_in, card.d_sae, card.d_out(), card.sparsifier);
+        let is = (self.d_in(), self.d_sae(), self.d_out(), self.sparsifier);
+        if says != is {
             return Err(Error::Invalid(format!(
-                "the card says {} of [{}, {}] but the dictionary is {} of [{}, {}]",
-                card.sparsifier.name(),
-                card.d_sae,
-                card.d_in,
-                self.sparsifier.name(),
-                self.d_sae(),
-                self.d_in()
+                "the card says {} from d_in {} over d_sae {} to d_out {}, but the dictionary is {} from {} over {} to {}",
+                says.3.name(),
+                says.0,
+                says.1,
+                says.2,
+                is.3.name(),
+                is.0,
+                is.1,
+                is.2
             )));
+        }
+        if (card.skip, card.apply_b_dec_to_input) != (self.skip.is_some(), self.apply_b_dec_to_input) {
+            return Err(Error::Invalid(
+                "the card says otherwise of the skip connection or of b_dec than the dictionary".into(),
+            ));
+        }
+        if let Some(problem) = card.problem_of_places() {
+            return Err(Error::Invalid(format!("the dictionary's card {problem}")));
         }
         self.sparsifier.validate_saved()?;
         let path = dir.join(CARD);
@@ -121,6 +141,7 @@ impl Sae {
             .as_ref()
             .map(|t| Entry::new("threshold", Values::Vector(t)));
         entries.extend(threshold);
+        entries.extend(self.skip.as_ref().map(|skip| Entry::new("skip", Values::Matrix(skip))));
         tensor_file::write(&dir.join(PARAMETERS), &entries)?;
         let json = serde_json::to_vec_pretty(card)
             .map_err(|e| Error::Invalid(format!("the dictionary's card does not serialise: {e}")))?;
@@ -156,6 +177,9 @@ impl DictionaryCard {
         let card: Self = serde_json::from_str(&text).map_err(not_a_card)?;
         if card.d_in == 0 || card.d_sae == 0 {
             return Err(bad(format!("claims d_in {} and d_sae {}", card.d_in, card.d_sae)));
+        }
+        if let Some(problem) = card.problem_of_places() {
+            return Err(bad(problem));
         }
         card.sparsifier.validate(card.d_sae).map_err(|e| bad(e.to_string()))?;
         card.sparsifier.validate_saved().map_err(|e| bad(e.to_string()))?;

@@ -124,7 +124,7 @@ impl Sae {
         let bars = Tensor::<1>::from_data(TensorData::new(bars.to_vec(), [bars.len()]), &self.device());
         let mut all = HostCode::default();
         for piece in self.pieces(x, self.d_sae())? {
-            let centred = piece - self.b_dec.clone().unsqueeze();
+            let centred = self.centred(piece);
             let selection = Selection::Above {
                 score,
                 bars: bars.clone(),

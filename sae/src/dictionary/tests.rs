@@ -22,6 +22,8 @@ fn sae(d_in: usize, d_sae: usize, sparsifier: Sparsifier) -> Sae {
         b_enc: Tensor::from_data(TensorData::new(noise(d_sae, 2), [d_sae]), &device),
         w_dec: matrix(3),
         b_dec: Tensor::from_data(TensorData::new(noise(d_in, 4), [d_in]), &device),
+        apply_b_dec_to_input: true,
+        skip: None,
         threshold: sparsifier
             .has_threshold()
             .then(|| Tensor::from_data(TensorData::new(noise(d_sae, 5), [d_sae]), &device).abs()),
@@ -37,6 +39,10 @@ fn card(sae: &Sae) -> DictionaryCard {
         sparsifier: sae.sparsifier,
         calibration: None,
         hook: Some("blocks.3.hook_resid_post".into()),
+        reads: Vec::new(),
+        writes: Vec::new(),
+        apply_b_dec_to_input: sae.apply_b_dec_to_input,
+        skip: sae.skip.is_some(),
         model: None,
         corpus: None,
         trained_tokens: 123,
@@ -169,7 +175,7 @@ fn folding_the_input_scale_changes_nothing_but_units() {
     // 3.7 is no power of two: division rounds.
     for (sparsifier, scale) in inference_forms().into_iter().zip([3.7f32, 0.013].into_iter().cycle()) {
         let trained = sae(6, 20, sparsifier);
-        let folded = trained.clone().fold_input_scale(scale);
+        let folded = trained.clone().fold_scales(&Scales::one(6, scale));
         let x: Vec<f32> = noise(50 * 6, 11).iter().map(|v| v / scale).collect();
         let scaled: Vec<f32> = x.iter().map(|v| v * scale).collect();
         let (raw, inside) = (folded.encode_rows(&x).unwrap(), trained.encode_rows(&scaled).unwrap());
@@ -186,7 +192,7 @@ fn folding_the_input_scale_changes_nothing_but_units() {
 fn folding_a_power_of_two_is_exact_to_the_bit() {
     for sparsifier in inference_forms() {
         let trained = sae(6, 20, sparsifier);
-        let folded = trained.clone().fold_input_scale(8.0);
+        let folded = trained.clone().fold_scales(&Scales::one(6, 8.0));
         let x = noise(50 * 6, 11);
         let scaled: Vec<f32> = x.iter().map(|v| v * 8.0).collect();
         let (raw, inside) = (folded.encode_rows(&x).unwrap(), trained.encode_rows(&scaled).unwrap());
@@ -371,4 +377,143 @@ fn a_batchs_budget_is_spent_over_all_rows_however_many_and_empty_codes_decode_to
     };
     let b_dec = to_host::<f32>(sae.b_dec.clone().try_into_data()).unwrap();
     assert_eq!(sae.decode_rows(&empty).unwrap(), [b_dec.clone(), b_dec].concat());
+}
+
+/// A dictionary that reads places of widths 4 and 2 and writes places of widths 3 and 5, or what it reads.
+fn of_places(sparsifier: Sparsifier, same: bool, skip: bool) -> (Sae, DictionaryCard) {
+    let device = Device::flex();
+    let (d_in, d_out, d_sae) = (6, if same { 6 } else { 8 }, 20);
+    let tensor = |n, width, seed| Tensor::from_data(TensorData::new(noise(n * width, seed), [n, width]), &device);
+    let sae = Sae {
+        w_dec: tensor(d_sae, d_out, 3),
+        b_dec: Tensor::from_data(TensorData::new(noise(d_out, 4), [d_out]), &device),
+        apply_b_dec_to_input: same,
+        skip: skip.then(|| tensor(d_out, d_in, 6)),
+        ..sae(d_in, d_sae, sparsifier)
+    };
+    let place = |hook: &str, width| Place {
+        hook: Some(hook.into()),
+        width,
+    };
+    let card = DictionaryCard {
+        hook: None,
+        reads: vec![place("a", 4), place("b", 2)],
+        writes: match same {
+            true => Vec::new(),
+            false => vec![place("c", 3), place("d", 5)],
+        },
+        ..card(&sae)
+    };
+    (sae, card)
+}
+
+#[test]
+fn folding_a_scale_for_every_place_changes_nothing_but_units() {
+    let scale = |width, scale| Scale { width, scale };
+    let read = vec![scale(4, 3.7), scale(2, 0.013)];
+    for sparsifier in inference_forms() {
+        for (same, skip) in [(true, false), (false, false), (false, true)] {
+            let write = match same {
+                true => read.clone(),
+                false => vec![scale(3, 0.2), scale(5, 21.0)],
+            };
+            let scales = Scales {
+                read: read.clone(),
+                write,
+            };
+            let (trained, _) = of_places(sparsifier, same, skip);
+            let folded = trained.clone().fold_scales(&scales);
+            let scaled = noise(50 * 6, 11);
+            // Raw activations: divided by the scale of their place.
+            let factors = |of: &[Scale]| of.iter().flat_map(|s| vec![s.scale; s.width]).collect::<Vec<_>>();
+            let (in_factors, out_factors) = (factors(&scales.read), factors(&scales.write));
+            let x: Vec<f32> = scaled.iter().enumerate().map(|(i, v)| v / in_factors[i % 6]).collect();
+            let (raw, inside) = (folded.encode_rows(&x).unwrap(), trained.encode_rows(&scaled).unwrap());
+            assert_eq!(raw.indices, inside.indices);
+            let code = scales.code();
+            for (a, b) in raw.values.iter().zip(&inside.values) {
+                assert!((a * code - b).abs() < 1e-4, "{a} {b}");
+            }
+            let (a, b) = (
+                folded.recon_rows(&x, &raw).unwrap(),
+                trained.recon_rows(&scaled, &inside).unwrap(),
+            );
+            for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+                let back = a * out_factors[i % out_factors.len()];
+                assert!((back - b).abs() < 1e-4 * (1.0 + b.abs()), "{back} {b}");
+            }
+        }
+    }
+    // Of one written place a latent's direction stays what it was, and its value is a length in raw units.
+    let (trained, _) = of_places(Sparsifier::top_k(2), false, false);
+    let scales = Scales {
+        read,
+        write: vec![scale(8, 0.5)],
+    };
+    assert_eq!(scales.code(), 0.5);
+    let before = trained.decoder_rows().unwrap();
+    assert_eq!(trained.fold_scales(&scales).decoder_rows().unwrap(), before);
+}
+
+#[test]
+fn a_row_of_several_places_has_the_scale_that_it_would_have_as_one() {
+    let scale = |width, scale| Scale { width, scale };
+    // E|y|^2 is 4 / 4 and 12 / (1/4): 49 over a width of 16.
+    let scales = Scales {
+        read: vec![scale(1, 1.0)],
+        write: vec![scale(4, 2.0), scale(12, 0.5)],
+    };
+    assert!((f64::from(scales.code()) - (16.0f64 / 49.0).sqrt()).abs() < 1e-6);
+}
+
+#[test]
+fn every_shape_saves_and_loads_to_the_same_bits_and_says_what_it_is() {
+    for (same, skip, shape) in [
+        (true, false, Shape::Crosscoder),
+        (false, false, Shape::Transcoder),
+        (false, true, Shape::SkipTranscoder),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (before, card) = of_places(Sparsifier::top_k(2), same, skip);
+        before.save(dir.path(), &card).unwrap();
+        let (after, loaded) = Sae::load(dir.path(), &Device::flex()).unwrap();
+        assert_eq!(loaded, card);
+        assert_eq!((loaded.shape(), loaded.d_out()), (shape, if same { 6 } else { 8 }));
+        assert_eq!(after.decoder_rows().unwrap(), before.decoder_rows().unwrap());
+        assert_eq!(after.apply_b_dec_to_input, same);
+        let x = noise(6 * 9, 8);
+        let recon = |sae: &Sae| sae.recon_rows(&x, &sae.encode_rows(&x).unwrap()).unwrap();
+        assert_eq!(recon(&after), recon(&before));
+        // A build of the second version says that this one is newer; its own check is this comparison.
+        assert!(loaded.version > 2);
+    }
+    let plain = card(&sae(6, 20, Sparsifier::top_k(2)));
+    assert_eq!(plain.shape(), Shape::Autoencoder);
+}
+
+#[test]
+fn cards_whose_places_cannot_be_are_refused() {
+    let (good, good_card) = of_places(Sparsifier::top_k(2), false, true);
+    let refused = |change: &dyn Fn(&mut DictionaryCard), says: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        good.save(dir.path(), &good_card).unwrap();
+        let mut card = good_card.clone();
+        change(&mut card);
+        assert!(good.save(&dir.path().join("elsewhere"), &card).is_err());
+        fs::write(dir.path().join(CARD), serde_json::to_string(&card).unwrap()).unwrap();
+        let error = Sae::load(dir.path(), &Device::flex()).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    refused(&|card| card.reads[0].width = 5, "not so wide together");
+    refused(&|card| card.reads[0].width = usize::MAX, "not so wide together");
+    refused(&|card| card.writes[0].width = 4, "tensor b_dec has shape [8]");
+    refused(&|card| card.writes[0].width = usize::MAX, "tensor b_dec has shape [8]");
+    refused(&|card| card.writes[0].width = 0, "width 0");
+    refused(&|card| card.writes.clear(), "writes what it reads");
+    refused(&|card| card.skip = false, "extra tensor skip: a TopK(2) transcoder");
+    refused(&|card| card.apply_b_dec_to_input = true, "subtracts b_dec of width 8");
+    let (_, without) = of_places(Sparsifier::top_k(2), false, false);
+    let dir = tempfile::tempdir().unwrap();
+    let error = good.save(dir.path(), &without).unwrap_err().to_string();
+    assert!(error.contains("skip"), "{error}");
 }

@@ -32,7 +32,9 @@ mod twin;
 #[cfg(test)]
 mod with_dictionary;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 
 use activations::{ContextSource, Outcome, Progress, Stop};
@@ -47,7 +49,7 @@ use self::tally::Limits;
 use super::{
     DictionarySummary, Existing, FORMAT_VERSION, FeatureDetail, IndexManifest, IndexWriter, Neighbour, TokenLogit,
 };
-use crate::dictionary::{DictionaryCard, Sae};
+use crate::dictionary::{DictionaryCard, Place, Sae, Shape};
 use crate::{Error, Result, Sparsifier};
 
 /// Possible examples kept for each that is shown in a quantile. With 5 quantiles of 5 examples, 100 are kept, and the
@@ -144,6 +146,22 @@ pub struct Naming {
     pub corpus: String,
 }
 
+/// The directions that a token's logit reads from the residual stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unembedding {
+    /// `[d_vocab, d_model]`
+    pub values: Vec<f32>,
+    /// The columns of the decoder that are written to the residual stream: all, but for a crosscoder those of one hook.
+    pub columns: Range<usize>,
+}
+
+impl Unembedding {
+    /// Number of tokens.
+    pub fn d_vocab(&self) -> usize {
+        self.values.len() / self.columns.len().max(1)
+    }
+}
+
 /// What building an index will take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {
@@ -155,11 +173,11 @@ pub struct Estimate {
 
 /// What building an index of `tokens` tokens will take, if every feature is active often enough to fill its places.
 ///
-/// `k` is the number of active latents a token, `d_vocab` the number of unembedding rows (0 without). Assumes that a
+/// `d_out` is the width of a decoder row, `k` the number of active latents a token, `d_vocab` the number of unembedding rows (0 without). Assumes that a
 /// feature is active at 8 positions of a context in which it is active at all.
-pub fn estimate(d_in: usize, d_sae: usize, k: usize, d_vocab: usize, tokens: u64, options: &BuildOptions) -> Estimate {
+pub fn estimate(d_out: usize, d_sae: usize, k: usize, d_vocab: usize, tokens: u64, options: &BuildOptions) -> Estimate {
     let limits = options.limits();
-    let (d_in, d_sae, d_vocab) = (d_in as u64, d_sae as u64, d_vocab as u64);
+    let (d_out, d_sae, d_vocab) = (d_out as u64, d_sae as u64, d_vocab as u64);
     let along = 8 * 8 + 16;
     let shown = (limits.top + limits.quantiles as usize * limits.examples_per_quantile) as u64;
     // A feature cannot keep more active tokens than it has.
@@ -168,7 +186,7 @@ pub fn estimate(d_in: usize, d_sae: usize, k: usize, d_vocab: usize, tokens: u64
     let places = keeps(limits.sample, 8) + keeps(limits.candidates, 40 + along) + keeps(limits.top, 40 + along);
     // The encoder's block of pre-activations, or later one of products; decoder and unembedding on host and device.
     let blocks = (3 * 4) << 24;
-    let matrices = 4 * d_in * (3 * d_sae + d_vocab);
+    let matrices = 4 * d_out * (3 * d_sae + d_vocab);
     Estimate {
         memory_bytes: d_sae * (700 + places) + blocks + matrices,
         disk_bytes: d_sae * (1200 + shown.min(active) * 70) + 4 * tokens,
@@ -177,9 +195,8 @@ pub fn estimate(d_in: usize, d_sae: usize, k: usize, d_vocab: usize, tokens: u64
 
 /// Indexes `source`: encodes it once with `sae` and writes the index to `out`.
 ///
-/// `vocabulary` holds the bytes of each token by id (empty if there is none to be had). `unembedding` is
-/// `[d_vocab, d_in]`, the directions that a token's logit reads from the stream, and makes sense only for hooks of the
-/// residual stream; rows beyond the vocabulary are padding and are left out.
+/// `vocabulary` holds the bytes of each token by id (empty if there is none to be had). `unembedding` makes sense only for
+/// what is written to the residual stream; its rows beyond the vocabulary are padding and are left out.
 ///
 /// An index that is stopped, or fails, leaves nothing behind; there is no manifest then.
 ///
@@ -195,7 +212,7 @@ pub fn build(
     card: &DictionaryCard,
     source: &mut dyn ContextSource,
     vocabulary: &[Vec<u8>],
-    unembedding: Option<&[f32]>,
+    unembedding: Option<&Unembedding>,
     out: &Path,
     options: &BuildOptions,
     naming: &Naming,
@@ -205,15 +222,18 @@ pub fn build(
     let decoder = sae.decoder_rows()?;
     let dictionary = Dictionary {
         d_in: sae.d_in(),
+        d_out: sae.d_out(),
         d_sae: sae.d_sae(),
+        activation: activation(card),
         sparsifier: sae.sparsifier,
         fvu: card.held_out.map(|q| q.fvu),
         encode: &|x| sae.encode_rows(x),
         decoder: &decoder,
         device: sae.device(),
     };
-    if let Some(trained_on) = card.hook.as_ref().filter(|hook| **hook != naming.hook) {
-        let hook = &naming.hook;
+    let hook = &naming.hook;
+    let reads: Option<Vec<String>> = card.reads().into_iter().map(|place| place.hook).collect();
+    if let Some(trained_on) = reads.map(|hooks| hooks.join(", ")).filter(|hooks| hooks != hook) {
         progress.warn(&format!(
             "the SAE was trained on {trained_on}, but these are activations of {hook}"
         ));
@@ -230,14 +250,31 @@ pub fn build(
     job.run(source, out)
 }
 
+/// The sparsifier, and what the dictionary writes if that is not what it reads.
+fn activation(card: &DictionaryCard) -> String {
+    let name = card.sparsifier.name();
+    match card.shape() {
+        Shape::Autoencoder => name,
+        Shape::Crosscoder => format!("{name} crosscoder"),
+        shape => {
+            let writes = card.writes();
+            let writes: Vec<&str> = writes.iter().map(Place::name).collect();
+            format!("{name} {} to {}", shape.name(), writes.join(", "))
+        }
+    }
+}
+
 /// What the pass needs of a dictionary.
 struct Dictionary<'a> {
     d_in: usize,
+    d_out: usize,
     d_sae: usize,
+    /// For people.
+    activation: String,
     sparsifier: Sparsifier,
     fvu: Option<f64>,
     encode: &'a Encode<'a>,
-    /// `[d_sae, d_in]`
+    /// `[d_sae, d_out]`
     decoder: &'a [f32],
     /// For products of decoder rows.
     device: Device,
@@ -247,7 +284,7 @@ struct Dictionary<'a> {
 struct Job<'a> {
     dictionary: Dictionary<'a>,
     vocabulary: &'a [Vec<u8>],
-    unembedding: Option<&'a [f32]>,
+    unembedding: Option<&'a Unembedding>,
     options: &'a BuildOptions,
     naming: &'a Naming,
     progress: &'a dyn Progress,
@@ -296,7 +333,7 @@ impl Job<'_> {
             signed: self.dictionary.sparsifier.is_signed(),
             quantiles: self.options.quantiles,
             dictionary: DictionarySummary {
-                activation: self.dictionary.sparsifier.name(),
+                activation: self.dictionary.activation.clone(),
                 k: self.dictionary.sparsifier.k(),
                 fvu: self.dictionary.fvu,
                 l0: Some(active as f64 / tokens as f64),
@@ -342,10 +379,15 @@ impl Job<'_> {
     /// Adds neighbours and logits to each feature and writes it, then the contexts; the number of features that were
     /// never active, or `None` if it was stopped.
     fn write_features(&self, seen: Seen, unembedding: Option<Rows>, writer: &mut IndexWriter) -> Result<Option<u64>> {
-        let Dictionary { d_in, d_sae, .. } = self.dictionary;
-        let decoder = Rows::new(self.dictionary.decoder, d_in);
+        let Dictionary { d_out, d_sae, .. } = self.dictionary;
+        let decoder = Rows::new(self.dictionary.decoder, d_out);
         let directions = normalised(decoder);
-        let directions = Rows::new(&directions, d_in);
+        let directions = Rows::new(&directions, d_out);
+        let columns = self
+            .unembedding
+            .map_or(0..d_out, |unembedding| unembedding.columns.clone());
+        let to_stream = part_of_rows(self.dictionary.decoder, d_out, columns.clone());
+        let to_stream = Rows::new(&to_stream, columns.len());
         let cosines = Products::new(directions, &self.dictionary.device);
         let logits = unembedding.map(|unembedding| Products::new(unembedding, &self.dictionary.device));
         let block = logits.as_ref().map_or(usize::MAX, Products::block).min(cosines.block());
@@ -364,7 +406,7 @@ impl Job<'_> {
             let ends = [End::Largest, End::Smallest];
             let logits = logits
                 .as_ref()
-                .map(|logits| logits.extremes(decoder, range.clone(), self.options.logits, ends, |_, _| false));
+                .map(|logits| logits.extremes(to_stream, range.clone(), self.options.logits, ends, |_, _| false));
             let mut logits = logits.transpose()?.unwrap_or_default().into_iter();
             for mut detail in details.by_ref().take(range.len()) {
                 let [nearest] = neighbours.next().unwrap_or_default();
@@ -385,28 +427,42 @@ impl Job<'_> {
 
     /// The unembedding without the rows of tokens that do not exist.
     fn checked_unembedding(&self) -> Result<Option<Rows<'_>>> {
-        let (Some(values), d_in) = (self.unembedding, self.dictionary.d_in) else {
+        let (Some(Unembedding { values, columns }), d_out) = (self.unembedding, self.dictionary.d_out) else {
             return Ok(None);
         };
-        if !values.len().is_multiple_of(d_in) {
+        let width = columns.len();
+        if width == 0 || columns.end > d_out || !values.len().is_multiple_of(width) {
             let n = values.len();
             return Err(Error::Invalid(format!(
-                "the unembedding has {n} values, which are no rows of the SAE's d_in {d_in}"
+                "the unembedding has {n} values, which are no rows for columns {columns:?} of the SAE's d_out {d_out}"
             )));
         }
         let rows = match self.vocabulary.len() {
-            0 => values.len() / d_in,
-            n => n.min(values.len() / d_in),
+            0 => values.len() / width,
+            n => n.min(values.len() / width),
         };
-        if let Some(at) = values[..rows * d_in].iter().position(|v| !v.is_finite()) {
+        if let Some(at) = values[..rows * width].iter().position(|v| !v.is_finite()) {
             return Err(Error::NotFinite {
                 source_name: "the unembedding".into(),
-                row: (at / d_in) as u64,
-                coordinate: at % d_in,
+                row: (at / width) as u64,
+                coordinate: at % width,
                 value: values[at],
             });
         }
-        Ok((rows > 0).then(|| Rows::new(&values[..rows * d_in], d_in)))
+        Ok((rows > 0).then(|| Rows::new(&values[..rows * width], width)))
+    }
+}
+
+/// Some columns of `rows: [n, width]`.
+fn part_of_rows(rows: &[f32], width: usize, columns: Range<usize>) -> Cow<'_, [f32]> {
+    match columns == (0..width) {
+        true => Cow::Borrowed(rows),
+        false => Cow::Owned(
+            rows.chunks_exact(width)
+                .flat_map(|row| &row[columns.clone()])
+                .copied()
+                .collect(),
+        ),
     }
 }
 

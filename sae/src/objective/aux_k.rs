@@ -30,9 +30,9 @@ impl Face for AuxK {
 
     fn value(&self, pass: &Forward) -> Option<Tensor<1>> {
         let code = pass.aux.as_ref()?;
-        let [_, d_in] = pass.x.dims();
-        let residual = (pass.x.clone() - pass.recon.clone()).detach();
-        let about_mean = residual.clone() - residual.clone().mean_dim(0).expand([residual.dims()[0], d_in]);
+        let [batch, d_out] = pass.target.dims();
+        let residual = (pass.target.clone() - pass.recon.clone()).detach();
+        let about_mean = residual.clone() - residual.clone().mean_dim(0).expand([batch, d_out]);
         // A perfect reconstruction leaves nothing to explain; the smallest number keeps 0 / 0 out of the loss.
         let variance = (about_mean.clone() * about_mean).sum().clamp_min(f32::MIN_POSITIVE);
         let error = residual - decode(code, pass.w_dec.clone());

@@ -48,11 +48,11 @@ impl Face for GateError {
             values: pass.gate.clone()?,
             ..pass.code.clone()
         };
-        let (w_dec, b_dec) = match self.frozen {
-            true => (pass.w_dec.clone().detach(), pass.b_dec.clone().detach()),
-            false => (pass.w_dec.clone(), pass.b_dec.clone()),
+        let (w_dec, base) = match self.frozen {
+            true => (pass.w_dec.clone().detach(), pass.base.clone().detach()),
+            false => (pass.w_dec.clone(), pass.base.clone()),
         };
-        let error = decode(&code, w_dec) + b_dec.unsqueeze() - pass.x.clone();
+        let error = decode(&code, w_dec) + base - pass.target.clone();
         Some((error.clone() * error).sum() / (code.batch() as f64 * pass.variance))
     }
 

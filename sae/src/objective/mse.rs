@@ -1,4 +1,4 @@
-//! Reconstruction: `|x - recon|^2` summed over `d_in`, mean over the batch, over the variance of the data.
+//! Reconstruction: `|x - recon|^2` summed over its width, mean over the batch, over the variance of the data.
 //!
 //! The variance is a constant of the run, not of the batch, so that a batch of easy tokens does not count more.
 //! [`Normalize`] has the other forms in use.
@@ -55,20 +55,21 @@ impl Face for Mse {
     }
 
     fn value(&self, pass: &Forward) -> Option<Tensor<1>> {
-        let [batch, d_in] = pass.x.dims();
+        let [batch, d_out] = pass.target.dims();
         let sum = || {
-            let error = pass.recon.clone() - pass.x.clone();
+            let error = pass.recon.clone() - pass.target.clone();
             (error.clone() * error).sum()
         };
         Some(match self.normalize {
             Normalize::Variance => sum() / (batch as f64 * pass.variance),
             Normalize::None => sum() / batch as f64,
             Normalize::Batch => {
-                let about_mean = pass.x.clone() - pass.x.clone().mean_dim(0).expand([batch, d_in]);
+                let mean = pass.target.clone().mean_dim(0).expand([batch, d_out]);
+                let about_mean = pass.target.clone() - mean;
                 sum() / (about_mean.clone() * about_mean).sum().clamp_min(f32::MIN_POSITIVE)
             }
             Normalize::Row => {
-                let squares = (pass.x.clone() * pass.x.clone()).sum_dim(1);
+                let squares = (pass.target.clone() * pass.target.clone()).sum_dim(1);
                 (row_errors(pass) / squares.clamp_min(f32::MIN_POSITIVE)).mean()
             }
         })

@@ -11,7 +11,7 @@ pub(super) fn pass(device: &Device, with_aux: bool) -> Forward {
         values: Tensor::<1>::from_floats(values, device),
     };
     Forward {
-        x: Tensor::from_floats([[1.0, 2.0], [0.0, 2.0]], device),
+        target: Tensor::from_floats([[1.0, 2.0], [0.0, 2.0]], device),
         recon: Tensor::from_floats([[1.0, 0.0], [0.0, 1.0]], device),
         code: code([0, 1], [1.0, 2.0]),
         signed: false,
@@ -19,7 +19,8 @@ pub(super) fn pass(device: &Device, with_aux: bool) -> Forward {
         near: None,
         gate: None,
         w_dec: Tensor::from_floats([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], device),
-        b_dec: Tensor::zeros([2], device),
+        base: Tensor::zeros([1, 2], device),
+        written: vec![2],
         n_dead: 1,
         variance: 4.0,
         moment: Moment {
@@ -71,7 +72,7 @@ fn without_dead_latents_there_is_no_auxiliary_part() {
 fn a_perfect_reconstruction_has_a_finite_auxiliary_loss() {
     let device = Device::flex();
     let mut pass = pass(&device, true);
-    pass.recon = pass.x.clone();
+    pass.recon = pass.target.clone();
     let aux = pass.aux.as_mut().unwrap();
     aux.values = aux.values.clone() * 0.0;
     let (total, parts) = standard(0.5).loss(&pass).read().unwrap();
@@ -99,7 +100,7 @@ fn tilted_risk_lies_between_the_mean_and_the_worst_and_no_outlier_makes_it_infin
     near(of(2.0, &pass), ((2.0f64.exp() + 0.5f64.exp()) / 2.0).ln() / 2.0);
     assert!((of(1e-3, &pass) - 0.625).abs() < 1e-3);
     assert!((of(1e3, &pass) - 1.0).abs() < 1e-3);
-    pass.x = pass.x * 1e6;
+    pass.target = pass.target * 1e6;
     assert!(of(10.0, &pass).is_finite());
 }
 
@@ -114,6 +115,12 @@ fn penalties_are_what_their_formulas_say_by_hand() {
         value("[tanh]\nscale = 0.5", &pass),
         (1.5f64.tanh() + 1.0f64.tanh()) / 2.0,
     );
+    // Two hooks are written: a latent pays for each, 0 + 3 and 1 + 0, and the third for both.
+    pass.written = vec![1, 1];
+    near(value("[l1]", &pass), (3.0 + 2.0) / 2.0 / 2.0);
+    pass.code.indices = Tensor::<1, Int>::from_ints([0, 2], &device);
+    near(value("[l1]", &pass), (3.0 + 2.0 * 2.0) / 2.0 / 2.0);
+    (pass.written, pass.code.indices) = (vec![2], Tensor::<1, Int>::from_ints([0, 1], &device));
     pass.code.values = Tensor::from_floats([-1.0, 2.0], &device);
     pass.signed = true;
     near(value("[l1]", &pass), (3.0 + 2.0) / 2.0 / 2.0);

@@ -38,7 +38,7 @@ impl Face for Tilted {
     }
 
     fn value(&self, pass: &Forward) -> Option<Tensor<1>> {
-        let [batch, _] = pass.x.dims();
+        let [batch, _] = pass.target.dims();
         let exponents = row_errors(pass).reshape([batch]) * (self.t / pass.variance);
         // The largest comes out of the sum, so that one row far off does not make it infinite.
         let largest = exponents.clone().detach().max();

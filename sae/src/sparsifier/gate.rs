@@ -78,6 +78,8 @@ mod tests {
             b_enc: vector(D_SAE),
             w_dec: matrix(vector(D_SAE * D_IN)),
             b_dec: vector(D_IN),
+            apply_b_dec_to_input: true,
+            skip: None,
             threshold: None,
             sparsifier: Sparsifier::new(Score::Positive, Allocation::Gate),
         };

@@ -52,6 +52,8 @@ fn tied(rows: &[f64], d_in: usize, k: usize) -> Sae {
         b_enc: Tensor::zeros([n], &device),
         w_dec: matrix,
         b_dec: Tensor::zeros([d_in], &device),
+        apply_b_dec_to_input: true,
+        skip: None,
         threshold: None,
         sparsifier: Sparsifier::new(Score::Value, Allocation::PerToken { k }),
     }

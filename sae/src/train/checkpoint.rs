@@ -17,14 +17,14 @@ use super::dead::Silence;
 use super::density::Density;
 use super::log::Lengths;
 use super::trainer::{Optimizer, Trainer};
-use crate::dictionary::{Sae, read_finite};
+use crate::dictionary::{Sae, Scales, read_finite};
 use crate::error::{Error, Result};
 use crate::optimizer::Moments;
 use crate::sparsifier::{Allocation, Gate};
 use crate::tensor_file::{self, Entry, Values};
 
 /// The layout that this build writes and reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const STATE: &str = "state.json";
 
 /// Everything of a checkpoint that is not a tensor: `checkpoint/state.json`.
@@ -42,9 +42,9 @@ pub struct State {
     pub seconds: f64,
     /// Of the activations.
     pub fingerprint: String,
-    /// Multiplies activations.
-    scale: f32,
-    /// Of the scaled activations.
+    /// What multiplies activations.
+    scales: Scales,
+    /// Of what is written, scaled.
     variance: f64,
     /// The file beside this one that holds the tensors.
     tensors: String,
@@ -70,7 +70,7 @@ pub fn save(
         log,
         seconds,
         fingerprint: fingerprint.to_owned(),
-        scale: trainer.scale,
+        scales: trainer.scales.clone(),
         variance: trainer.variance,
         tensors: format!("tensors-{:08}.safetensors", trainer.steps_done()),
     };
@@ -86,14 +86,18 @@ pub fn save(
         Entry::new("silence", Values::Counts(trainer.silence.tokens())),
     ];
     let opt = &trainer.optimizer;
-    let (d_sae, d_in) = (sae.d_sae(), sae.d_in());
+    let (d_sae, d_in, d_out) = (sae.d_sae(), sae.d_in(), sae.d_out());
     if let Some(of_w_enc) = &opt.w_enc {
         entries.push(Entry::new("w_enc", Values::Matrix(&sae.w_enc)));
         entries.extend(moments("w_enc", vec![d_sae, d_in], || of_w_enc.read()));
     }
     entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
-    entries.extend(moments("w_dec", vec![d_sae, d_in], || opt.w_dec.read()));
-    entries.extend(moments("b_dec", vec![d_in], || opt.b_dec.read()));
+    entries.extend(moments("w_dec", vec![d_sae, d_out], || opt.w_dec.read()));
+    entries.extend(moments("b_dec", vec![d_out], || opt.b_dec.read()));
+    if let (Some(skip), Some(of_skip)) = (&sae.skip, &opt.skip) {
+        entries.push(Entry::new("skip", Values::Matrix(skip)));
+        entries.extend(moments("skip", vec![d_out, d_in], || of_skip.read()));
+    }
     if let Some(threshold) = &sae.threshold {
         entries.push(Entry::new("threshold", Values::Vector(threshold)));
     }
@@ -190,11 +194,12 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
         path,
         device,
     };
-    let (d_in, d_sae, steps) = (plan.d_in, plan.d_sae, state.step);
+    let (d_in, d_out, d_sae, steps) = (plan.d_in(), plan.d_out(), plan.d_sae, state.step);
+    let skips = plan.config.sae.skip;
     let sparsifier = plan.config.sparsifier();
     let (has_threshold, learned) = (sparsifier.has_threshold(), plan.config.learns_thresholds());
     let gated = sparsifier.allocation == Allocation::Gate;
-    let w_dec = from.tensor("w_dec", [d_sae, d_in])?;
+    let w_dec = from.tensor("w_dec", [d_sae, d_out])?;
     let tied = plan.config.is_tied();
     let sae = Sae {
         w_enc: match tied {
@@ -203,7 +208,9 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
         },
         b_enc: from.tensor("b_enc", [d_sae])?,
         w_dec,
-        b_dec: from.tensor("b_dec", [d_in])?,
+        b_dec: from.tensor("b_dec", [d_out])?,
+        apply_b_dec_to_input: plan.sides.same(),
+        skip: skips.then(|| from.tensor("skip", [d_out, d_in])).transpose()?,
         threshold: has_threshold.then(|| from.tensor("threshold", [d_sae])).transpose()?,
         sparsifier,
     };
@@ -213,8 +220,9 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
             .then(|| from.moments("w_enc", [d_sae, d_in], steps))
             .transpose()?,
         b_enc: from.moments("b_enc", [d_sae], steps)?,
-        w_dec: from.moments("w_dec", [d_sae, d_in], steps)?,
-        b_dec: from.moments("b_dec", [d_in], steps)?,
+        w_dec: from.moments("w_dec", [d_sae, d_out], steps)?,
+        b_dec: from.moments("b_dec", [d_out], steps)?,
+        skip: skips.then(|| from.moments("skip", [d_out, d_in], steps)).transpose()?,
         threshold: learned.then(|| from.moments("threshold", [d_sae], steps)).transpose()?,
         gate: match gated {
             true => Some([
@@ -247,7 +255,7 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
         optimizer,
         silence,
         density,
-        state.scale,
+        state.scales.clone(),
         state.variance,
         steps,
     ))

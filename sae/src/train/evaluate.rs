@@ -1,9 +1,11 @@
 //! Quality on rows that training never sees: all of them, in the units of the activations.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::TrainPlan;
 use super::input::Input;
+use super::sides::{Side, Sides};
 use super::trainer::Trainer;
 use crate::dictionary::{Calibration, HeldOut, Sae};
 use crate::error::{Error, Result};
@@ -12,12 +14,12 @@ use crate::metrics::{Firing, Quality};
 /// Rows measured at a time; the result does not depend on it.
 const ROWS: u64 = 4096;
 
-/// Shows the rows of `range`, raw activations, in pieces.
+/// Shows the rows of `range`, raw activations of all places, in pieces.
 fn visit(input: &Input, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
     let mut x = Vec::new();
     for start in range.clone().step_by(ROWS as usize) {
         let end = (start + ROWS).min(range.end);
-        x.resize((end - start) as usize * input.d_in(), 0.0);
+        x.resize((end - start) as usize * input.sides().width(), 0.0);
         input.read_held_out(start..end, &mut x)?;
         see(&x)?;
     }
@@ -36,21 +38,37 @@ pub fn inference(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<(
     let Range { start, end } = plan.held_out_rows;
     let middle = start + (end - start).div_ceil(2);
     let measured = if middle < end { middle..end } else { start..end };
-    let calibration = |see: &mut dyn FnMut(&[f32]) -> Result<()>| visit(input, start..middle, see);
+    let sides = input.sides();
+    let read = |range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result<()>| {
+        visit(input, range, &mut |rows| see(&sides.read.of(rows, sides.width())))
+    };
+    let calibration = |see: &mut dyn FnMut(&[f32]) -> Result<()>| read(start..middle, see);
     sae.into_inference_with(shares.as_deref(), form, target_l0, &calibration, &|see| {
-        visit(input, measured.clone(), see)
+        read(measured.clone(), see)
     })
 }
 
-/// Measures `sae`, which takes raw activations, on the whole held-out set.
+/// Measures `sae`, which takes raw activations, on the whole held-out set: all in all, and where several places are
+/// written, the FVU of each by its hook.
 ///
 /// # Errors
 /// What reading gives; [`Error::Invalid`] when all held-out rows are equal, so that there is no variance to explain.
-pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<HeldOut> {
-    let (mut quality, mut firing) = (Quality::new(plan.d_in), Firing::new(plan.d_sae));
-    visit(input, plan.held_out_rows.clone(), &mut |x| {
-        let code = sae.encode_rows(x)?;
-        quality.add(x, &sae.decode_rows(&code)?);
+pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<(HeldOut, BTreeMap<String, f64>)> {
+    let sides = input.sides();
+    let (mut quality, mut firing) = (Quality::new(sides.written.width()), Firing::new(plan.d_sae));
+    let mut of_places = places(&sides.written);
+    visit(input, plan.held_out_rows.clone(), &mut |rows| {
+        let (x, target) = (
+            sides.read.of(rows, sides.width()),
+            sides.written.of(rows, sides.width()),
+        );
+        let code = sae.encode_rows(&x)?;
+        let recon = sae.recon_rows(&x, &code)?;
+        quality.add(&target, &recon);
+        for (place, quality) in &mut of_places {
+            let d_out = sides.written.width();
+            quality.add(&place.of(&target, d_out), &place.of(&recon, d_out));
+        }
         firing.add(code.batch(), &code.indices, &code.values);
         Ok(())
     })?;
@@ -61,10 +79,26 @@ pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<HeldOut> {
         ))
     };
     let of_some = |value: Option<f64>| value.ok_or_else(no_variance);
-    Ok(HeldOut {
+    let by_hook = of_places.iter().map(|(place, quality)| {
+        let fvu = of_some(quality.fvu())?;
+        Ok((place.places[0].name().to_owned(), fvu))
+    });
+    let by_hook = by_hook.collect::<Result<_>>()?;
+    let held_out = HeldOut {
         rows: quality.rows(),
         fvu: of_some(quality.fvu())?,
         l0: of_some(firing.l0())?,
         dead_share: of_some(firing.dead_share())?,
-    })
+    };
+    Ok((held_out, by_hook))
+}
+
+/// The places of what is written, each as a side of it; none where there is but one.
+fn places(written: &Side) -> Vec<(Side, Quality)> {
+    let n = written.places.len();
+    let each = (0..n).filter(|_| n > 1).map(|i| {
+        let side = Sides::new(&written.places, n, Some(&[i])).written;
+        (side, Quality::new(written.places[i].width))
+    });
+    each.collect()
 }

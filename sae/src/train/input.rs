@@ -4,23 +4,32 @@
 //! measure on, a first sample, and all others in random order from any state on.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use activations::harvest::{self, HeldOut, RowStream, StreamOptions};
 use activations::hub::Hub;
 use activations::model::Transformer;
-use activations::source::{Activations, MixOptions, MixState, Origin, RowReader, Split};
+use activations::source::{Activations, Joined, MixOptions, MixState, Origin, RowReader, Split};
 use activations::{Outcome, Progress, Stop};
 
 use super::read_ahead::ReadAhead;
-use super::{TrainPlan, start};
-use crate::config::RunConfig;
+use super::sides::Sides;
+use super::{COPY, TrainPlan, start};
+use crate::config::{DataConfig, RunConfig};
+use crate::dictionary::Place;
 use crate::error::{Error, Result};
 
 /// What a run trains on.
-pub enum Input {
+pub struct Input {
+    source: Source,
+    /// What of a row is read and what is written.
+    sides: Sides,
+}
+
+/// Where rows come from.
+enum Source {
     /// Activations in files.
-    Stored(Box<Activations>),
+    Stored(Box<Joined>),
     /// A model over a text, and the rows to measure on once they are computed.
     Streamed(Box<RowStream>, HeldOut),
 }
@@ -30,96 +39,93 @@ impl Input {
     pub fn open(config: &RunConfig, progress: &dyn Progress) -> Result<Self> {
         config.validate()?;
         let data = &config.data;
-        if let Some(path) = &data.acts {
-            let acts = Activations::open_as(path, data.hook.as_deref(), data.acts_dtype)?;
-            return Ok(Self::Stored(Box::new(acts)));
-        }
-        let Some(model) = &data.model else {
-            return Err(Error::config(
+        match (&data.acts, &data.model) {
+            (Some(acts), _) => stored(data, acts),
+            (None, Some(model)) => streamed(config, model, progress),
+            (None, None) => Err(Error::config(
                 "data.acts",
                 "is missing: name a store's directory, or a .npy, .safetensors, .parquet or dataset; or a model with \
                  data.model and its text with data.text",
-            ));
-        };
-        let hub = Hub::from_env();
-        let model = hub.find(model, progress)?;
-        if data.hook.is_none() {
-            let hooks = Transformer::read_config(&model.path)?.hook_listing();
-            let problem = format!("is missing: name where in the model to look; it has {hooks}");
-            return Err(Error::config("data.hook", problem));
+            )),
         }
-        let mut options = config.harvest_options(&model)?;
-        options.fetch_texts(&hub, progress)?;
-        let plan = harvest::plan(&options)?;
-        Ok(Self::Streamed(Box::new(RowStream::new(plan)?), HeldOut::default()))
     }
 
     /// What to call it.
     pub fn name(&self) -> String {
-        match self {
-            Self::Stored(acts) => acts.name(),
-            Self::Streamed(rows, _) => rows.name(),
+        match &self.source {
+            Source::Stored(acts) => acts.name(),
+            Source::Streamed(rows, _) => rows.name(),
         }
     }
 
-    /// Width of a row.
-    pub fn d_in(&self) -> usize {
-        match self {
-            Self::Stored(acts) => acts.d_in(),
-            Self::Streamed(rows, _) => rows.d_in(),
-        }
+    /// What of a row is read and what is written.
+    pub fn sides(&self) -> &Sides {
+        &self.sides
+    }
+
+    /// Whether a model computes the rows meanwhile.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self.source, Source::Streamed(..))
     }
 
     /// Number of rows; of a text, about.
     pub fn n_rows(&self) -> u64 {
-        match self {
-            Self::Stored(acts) => acts.n_rows(),
-            Self::Streamed(rows, _) => rows.n_rows(),
+        match &self.source {
+            Source::Stored(acts) => acts.n_rows(),
+            Source::Streamed(rows, _) => rows.n_rows(),
         }
     }
 
     /// Where the rows come from.
     pub fn origin(&self) -> Origin {
-        match self {
-            Self::Stored(acts) => acts.origin(),
-            Self::Streamed(rows, _) => rows.origin(),
+        match &self.source {
+            Source::Stored(acts) => acts.origin(),
+            Source::Streamed(rows, _) => rows.origin(),
         }
     }
 
     /// Sets at least `held_out_rows` rows apart: the last ones of files, the first ones of a text. Of a text, the other
     /// part is as long as it is estimated to be.
     pub fn split(&self, held_out_rows: u64) -> Result<Split> {
-        Ok(match self {
-            Self::Stored(acts) => acts.split(held_out_rows)?,
-            Self::Streamed(rows, _) => rows.split(held_out_rows)?,
+        Ok(match &self.source {
+            Source::Stored(acts) => acts.split(held_out_rows)?,
+            Source::Streamed(rows, _) => rows.split(held_out_rows)?,
         })
     }
 
     /// Refuses a text without a whole batch to train on. The few rows of a file are repeated.
     pub fn require(&self, rows: u64) -> Result<()> {
-        match self {
-            Self::Stored(_) => Ok(()),
-            Self::Streamed(stream, _) => Ok(stream.require(rows)?),
+        match &self.source {
+            Source::Stored(_) => Ok(()),
+            Source::Streamed(stream, _) => Ok(stream.require(rows)?),
         }
     }
 
     /// Bytes of the copy that [`prepare`](Self::prepare) makes.
     pub fn copy_bytes(&self) -> u64 {
-        match self {
-            Self::Stored(acts) => acts.copy_bytes(),
-            Self::Streamed(..) => 0,
+        match &self.source {
+            Source::Stored(acts) => acts.copy_bytes(),
+            Source::Streamed(..) => 0,
         }
+    }
+
+    /// Bytes of these copies that are in `dir` already, finished or not.
+    pub fn copied_bytes(&self, dir: &Path) -> u64 {
+        let Source::Stored(acts) = &self.source else { return 0 };
+        let copies = (0..acts.parts().len()).map(|part| copy_of(dir, part));
+        let files = copies.flat_map(|copy| [copy.with_added_extension("tmp"), copy]);
+        files.map(|path| std::fs::metadata(path).map_or(0, |m| m.len())).sum()
     }
 
     /// Bytes of memory beside the trainer's, about; `None` where they are more than can be counted.
     pub fn memory_bytes(&self, plan: &TrainPlan) -> Result<Option<u64>> {
-        match self {
-            Self::Stored(acts) => {
-                let row_bytes = acts.dtype().row_bytes(acts.d_in()) as u64 + 16;
+        match &self.source {
+            Source::Stored(acts) => {
+                let row_bytes = acts.row_bytes() + 16 * acts.parts().len() as u64;
                 let all = acts.n_rows().checked_mul(row_bytes);
                 Ok(all.map(|all| all.min(plan.mix_memory_bytes)))
             }
-            Self::Streamed(rows, _) => {
+            Source::Streamed(rows, _) => {
                 let held_out = plan.held_out_rows.end.checked_mul(4 * rows.d_in() as u64);
                 let reading = rows.needs(&stream_options(plan))?.memory_bytes;
                 Ok(held_out.and_then(|held_out| held_out.checked_add(reading)))
@@ -129,35 +135,40 @@ impl Input {
 
     /// Seconds that computing rows takes, about: the model shares the processor with the trainer.
     pub fn seconds(&self, plan: &TrainPlan) -> Result<f64> {
-        match self {
-            Self::Stored(_) => Ok(0.0),
-            Self::Streamed(rows, _) => Ok(rows.needs(&stream_options(plan))?.seconds),
+        match &self.source {
+            Source::Stored(_) => Ok(0.0),
+            Source::Streamed(rows, _) => Ok(rows.needs(&stream_options(plan))?.seconds),
         }
     }
 
-    /// Makes rows readable: files that cannot be read at positions are copied to `copy`, the held-out rows of a text
+    /// Makes rows readable: files that cannot be read at positions are copied into `dir`, the held-out rows of a text
     /// are computed. `None` when stopped.
-    pub fn prepare(self, plan: &TrainPlan, copy: &Path, progress: &dyn Progress, stop: &Stop) -> Result<Option<Self>> {
-        match self {
-            Self::Stored(acts) => match acts.prepare(copy, progress, stop)? {
-                (Outcome::Finished, acts) => Ok(acts.map(|acts| Self::Stored(Box::new(acts)))),
-                (Outcome::Stopped, _) => Ok(None),
-            },
-            Self::Streamed(rows, _) => {
+    pub fn prepare(self, plan: &TrainPlan, dir: &Path, progress: &dyn Progress, stop: &Stop) -> Result<Option<Self>> {
+        let Self { source, sides } = self;
+        let source = match source {
+            Source::Stored(acts) => {
+                let copies: Vec<PathBuf> = (0..acts.parts().len()).map(|part| copy_of(dir, part)).collect();
+                match acts.prepare(&copies, progress, stop)? {
+                    (Outcome::Finished, acts) => acts.map(|acts| Source::Stored(Box::new(acts))),
+                    (Outcome::Stopped, _) => None,
+                }
+            }
+            Source::Streamed(rows, _) => {
                 let wanted = plan.held_out_rows.end - plan.held_out_rows.start;
                 progress.begin("held-out rows", None, "rows");
                 let held = rows.hold_out(wanted, stop)?;
                 progress.finish();
-                Ok(held.map(|held| Self::Streamed(rows, held)))
+                held.map(|held| Source::Streamed(rows, held))
             }
-        }
+        };
+        Ok(source.map(|source| Self { source, sides }))
     }
 
     /// All rows but the held-out ones in random order, from the beginning or from where an earlier reader was behind so
     /// many rows.
     pub fn reader(&self, plan: &TrainPlan, from: Option<(MixState, u64)>) -> Result<Box<dyn RowReader>> {
-        match self {
-            Self::Stored(acts) => {
+        match &self.source {
+            Source::Stored(acts) => {
                 let options = MixOptions {
                     seed: plan.config.train.seed,
                     memory_bytes: plan.mix_memory_bytes,
@@ -168,24 +179,24 @@ impl Input {
                 }
                 Ok(Box::new(reader))
             }
-            Self::Streamed(rows, held) => Ok(Box::new(rows.mixed(held.contexts, &stream_options(plan), from)?)),
+            Source::Streamed(rows, held) => Ok(Box::new(rows.mixed(held.contexts, &stream_options(plan), from)?)),
         }
     }
 
-    /// Rows that say how large activations are and where their middle is, `[n, d_in]`: spread over files; the first ones
+    /// Rows that say how large activations are and where their middle is, `[n, width]`: spread over files; the first ones
     /// to be trained on of a text, which are mixed. `None` when stopped.
     pub fn sample(&self, plan: &TrainPlan, batches: &mut ReadAhead, stop: &Stop) -> Result<Option<Vec<f32>>> {
-        match self {
-            Self::Stored(acts) => start::sample(acts, plan.train_rows.clone()).map(Some),
-            Self::Streamed(..) => batches.peek(start::SAMPLE_ROWS, stop),
+        match &self.source {
+            Source::Stored(acts) => start::sample(acts, plan.train_rows.clone()).map(Some),
+            Source::Streamed(..) => batches.peek(start::SAMPLE_ROWS, stop),
         }
     }
 
-    /// Reads some of the held-out rows, numbered as [`split`](Self::split) does, into `out: [rows, d_in]`.
+    /// Reads some of the held-out rows, numbered as [`split`](Self::split) does, into `out: [rows, width]`.
     pub fn read_held_out(&self, rows: Range<u64>, out: &mut [f32]) -> Result<()> {
-        match self {
-            Self::Stored(acts) => Ok(acts.read_rows(rows, out)?),
-            Self::Streamed(stream, held) => {
+        match &self.source {
+            Source::Stored(acts) => Ok(acts.read_rows(rows, out)?),
+            Source::Streamed(stream, held) => {
                 let at = rows.start as usize * stream.d_in();
                 let Some(values) = held.acts.get(at..at + out.len()) else {
                     return Err(Error::Invalid(format!(
@@ -197,6 +208,113 @@ impl Input {
                 Ok(())
             }
         }
+    }
+}
+
+/// Opens activations in files: what is read, and what is written where that is something else.
+fn stored(data: &DataConfig, acts: &Path) -> Result<Input> {
+    let open = |key: &str, path: &Path, hook: Option<&str>| {
+        Activations::open_as(path, hook, data.acts_dtype).map_err(|error| match error {
+            // Named by its key: which of several hooks is not there.
+            activations::Error::Invalid(problem) => Error::config(key, problem),
+            other => other.into(),
+        })
+    };
+    let mut parts = match &data.hooks {
+        Some(hooks) => {
+            let parts = hooks.iter().map(|hook| open("data.hooks", acts, Some(hook)));
+            parts.collect::<Result<Vec<_>>>()?
+        }
+        None => vec![open("data.hook", acts, data.hook.as_deref())?],
+    };
+    let n_read = parts.len();
+    let written = match (&data.target_acts, &data.target) {
+        (None, None) => None,
+        (Some(path), None) => {
+            parts.push(open("data.target", path, None)?);
+            Some(vec![n_read])
+        }
+        (elsewhere, Some(target)) => {
+            let mut written = Vec::with_capacity(target.len());
+            for hook in target {
+                let there = parts.iter().position(|part| part.origin().hook.as_ref() == Some(hook));
+                match there.filter(|_| elsewhere.is_none()) {
+                    Some(part) => written.push(part),
+                    None => {
+                        parts.push(open("data.target", elsewhere.as_deref().unwrap_or(acts), Some(hook))?);
+                        written.push(parts.len() - 1);
+                    }
+                }
+            }
+            Some(written)
+        }
+    };
+    let place = |part: &Activations| Place {
+        hook: part.origin().hook,
+        width: part.d_in(),
+    };
+    let places: Vec<Place> = parts.iter().map(place).collect();
+    Ok(Input {
+        sides: Sides::new(&places, n_read, written.as_deref()),
+        source: Source::Stored(Box::new(Joined::new(parts)?)),
+    })
+}
+
+/// Opens a model over a text: all hooks in one pass.
+fn streamed(config: &RunConfig, model: &str, progress: &dyn Progress) -> Result<Input> {
+    let data = &config.data;
+    let hub = Hub::from_env();
+    let model = hub.find(model, progress)?;
+    let about = Transformer::read_config(&model.path)?;
+    let reads = data.reads();
+    if reads.is_empty() {
+        let problem = format!(
+            "is missing: name where in the model to look; it has {}",
+            about.hook_listing()
+        );
+        return Err(Error::config("data.hook", problem));
+    }
+    let expand = |names: &[String]| -> Result<Vec<String>> {
+        Ok(about.expand_hooks(names)?.iter().map(ToString::to_string).collect())
+    };
+    let mut hooks = expand(&reads)?;
+    let n_read = hooks.len();
+    if data.hooks.is_none() && n_read != 1 {
+        return Err(Error::config(
+            "data.hook",
+            format!("is one hook, {n_read} are asked for: a crosscoder's are listed in data.hooks"),
+        ));
+    }
+    let mut written = None;
+    if let Some(target) = &data.target {
+        let numbers = expand(target)?.into_iter().map(|hook| {
+            hooks.iter().position(|h| *h == hook).unwrap_or_else(|| {
+                hooks.push(hook);
+                hooks.len() - 1
+            })
+        });
+        written = Some(numbers.collect::<Vec<_>>());
+    }
+    let mut options = config.harvest_options(&model, hooks)?;
+    options.fetch_texts(&hub, progress)?;
+    let rows = RowStream::new(harvest::plan(&options)?)?;
+    let place = |(hook, width): &(String, usize)| Place {
+        hook: Some(hook.clone()),
+        width: *width,
+    };
+    let places: Vec<Place> = rows.hooks().iter().map(place).collect();
+    Ok(Input {
+        sides: Sides::new(&places, n_read, written.as_deref()),
+        source: Source::Streamed(Box::new(rows), HeldOut::default()),
+    })
+}
+
+/// In a run's directory, the copy of activations that cannot be read in place: of what is read first, and of other parts
+/// with their number.
+fn copy_of(dir: &Path, part: usize) -> PathBuf {
+    match part {
+        0 => dir.join(COPY),
+        n => dir.join(format!("acts-{n}.safetensors")),
     }
 }
 

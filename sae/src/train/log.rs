@@ -42,6 +42,9 @@ pub struct Line {
     /// On all held-out rows, where they were measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<HeldOut>,
+    /// The FVU of each hook, where several are written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fvu_by_hook: BTreeMap<String, f64>,
 }
 
 impl Line {
@@ -57,6 +60,7 @@ impl Line {
             l0: step.l0,
             dead_share: step.dead_share,
             held_out,
+            fvu_by_hook: BTreeMap::new(),
         }
     }
 }

@@ -8,7 +8,9 @@ use burn::tensor::{Device, Tensor};
 
 use super::input::Input;
 use super::schedule::Schedule;
+use super::sides::{Side, Sides};
 use crate::config::RunConfig;
+use crate::dictionary::Shape;
 use crate::error::{Error, Result};
 use crate::objective::Objective;
 use crate::optimizer::Adam;
@@ -34,8 +36,8 @@ pub struct TrainPlan {
     pub source: String,
     /// Changes when the activations do.
     pub fingerprint: String,
-    /// Width of an activation.
-    pub d_in: usize,
+    /// What is read and what is written.
+    pub(super) sides: Sides,
     /// Number of latents.
     pub d_sae: usize,
     /// Rows to train on; of a text that a model reads meanwhile, their end is an estimate.
@@ -77,11 +79,12 @@ impl TrainPlan {
     pub(super) fn new(config: &RunConfig, input: &Input) -> Result<Self> {
         let mut config = config.clone();
         config.fill_method();
-        let d_in = input.d_in();
+        let sides = input.sides().clone();
+        let (d_out, widest) = (sides.written.width(), sides.read.places.iter().map(|p| p.width).max());
         let (sae, train, data) = (&mut config.sae, &mut config.train, &mut config.data);
         let d_sae = sae
             .d_sae
-            .unwrap_or(sae.expansion.unwrap_or(EXPANSION).saturating_mul(d_in));
+            .unwrap_or(sae.expansion.unwrap_or(EXPANSION).saturating_mul(widest.unwrap_or(1)));
         if d_sae > i32::MAX as usize {
             return Err(Error::config(
                 "sae.expansion",
@@ -90,7 +93,7 @@ impl TrainPlan {
         }
         (sae.d_sae, sae.expansion) = (Some(d_sae), None);
         let origin = input.origin();
-        data.hook = origin.hook;
+        (data.hook, data.hooks, data.target) = hooks(&sides);
         let held_out = *data
             .held_out_rows
             .get_or_insert((input.n_rows() / 10).clamp(1, HELD_OUT_ROWS));
@@ -117,14 +120,14 @@ impl TrainPlan {
         let mut plan = Self {
             source: input.name(),
             fingerprint: origin.fingerprint,
-            d_in,
+            sides,
             d_sae,
             train_rows: split.train,
             held_out_rows: split.held_out,
             batch,
             steps,
             dead_after_tokens: *train.dead_after_tokens.get_or_insert(dead_default),
-            aux_k: *train.aux_k.get_or_insert((d_in / 2).max(1)),
+            aux_k: *train.aux_k.get_or_insert((d_out / 2).max(1)),
             eval_every: *train.eval_every.get_or_insert((steps / 20).max(1)),
             log_every: *train.log_every.get_or_insert((steps / 200).max(1)),
             checkpoint_every: *train.checkpoint_every.get_or_insert((steps / 10).max(1)),
@@ -132,7 +135,7 @@ impl TrainPlan {
             memory_bytes: 0,
             disk_bytes: 0,
             copy_bytes: input.copy_bytes(),
-            streamed: matches!(input, Input::Streamed(..)),
+            streamed: input.is_streamed(),
             seconds: None,
             schedule,
             config,
@@ -140,6 +143,26 @@ impl TrainPlan {
         plan.config.validate_method(Some(d_sae))?;
         plan.estimate_sizes(input)?;
         Ok(plan)
+    }
+
+    /// Width of what is read, all places together.
+    pub fn d_in(&self) -> usize {
+        self.sides.read.width()
+    }
+
+    /// Width of what is written, all places together.
+    pub fn d_out(&self) -> usize {
+        self.sides.written.width()
+    }
+
+    /// What the dictionary does with the places that it reads.
+    pub fn shape(&self) -> Shape {
+        match (self.sides.same(), self.config.sae.skip) {
+            (true, _) if self.sides.read.places.len() > 1 => Shape::Crosscoder,
+            (true, _) => Shape::Autoencoder,
+            (false, false) => Shape::Transcoder,
+            (false, true) => Shape::SkipTranscoder,
+        }
     }
 
     /// Tokens of the whole run.
@@ -162,7 +185,7 @@ impl TrainPlan {
     }
 
     pub(super) fn objective(&self) -> Objective {
-        let full_at = (self.d_in / 2).max(1);
+        let full_at = (self.d_out() / 2).max(1);
         Objective::new(&self.config.objective, self.config.train.aux_weight, full_at)
     }
 
@@ -179,18 +202,26 @@ impl TrainPlan {
 
     /// Values of all parameters.
     fn parameters(&self) -> Option<u64> {
-        let matrix = (self.d_in as u64).checked_mul(self.d_sae as u64)?;
-        let matrices = if self.config.is_tied() { 1 } else { 2 };
-        matrix
-            .checked_mul(matrices)?
-            .checked_add((self.d_in + self.d_sae) as u64)
+        let (d_in, d_out, d_sae) = (self.d_in() as u64, self.d_out() as u64, self.d_sae as u64);
+        let skip = match self.config.sae.skip {
+            true => d_in.checked_mul(d_out)?,
+            false => 0,
+        };
+        let widths = match self.config.is_tied() {
+            true => d_out,
+            false => d_in.checked_add(d_out)?,
+        };
+        let matrices = widths.checked_mul(d_sae)?.checked_add(skip)?;
+        matrices.checked_add(d_out + d_sae)
     }
 
     fn estimate_sizes(&mut self, input: &Input) -> Result<()> {
         let reading = input.memory_bytes(self)?;
         let sizes = || {
             let parameters = self.parameters()?.checked_mul(4)?;
-            let rows = (self.batch as u64).checked_mul(self.d_in as u64)?.checked_mul(4)?;
+            let rows = (self.batch as u64)
+                .checked_mul(self.sides.width() as u64)?
+                .checked_mul(4)?;
             let slots = self.active().saturating_add(self.aux_k) as u64;
             let codes = (self.batch as u64).checked_mul(slots)?.checked_mul(8)?;
             // Parameters, two moments, a gradient; about eight arrays of a batch's rows between reading and the
@@ -209,8 +240,8 @@ impl TrainPlan {
     pub(super) fn with_time(mut self, input: &Input) -> Result<Self> {
         let device = self.device()?;
         let (rows, latents) = (self.batch.min(512), self.d_sae.min(4096));
-        let x = Tensor::<2>::ones([rows, self.d_in], &device);
-        let w = Tensor::<2>::ones([latents, self.d_in], &device);
+        let x = Tensor::<2>::ones([rows, self.d_in()], &device);
+        let w = Tensor::<2>::ones([latents, self.d_in()], &device);
         let multiply = || {
             let product = x.clone().matmul(w.clone().transpose());
             crate::code::to_host::<f32>(product.slice([0..1, 0..1]).try_into_data())
@@ -221,13 +252,14 @@ impl TrainPlan {
             multiply()?;
             times += 1;
         }
-        let flops = 2.0 * (rows * self.d_in * latents) as f64 * f64::from(times);
+        let flops = 2.0 * (rows * self.d_in() * latents) as f64 * f64::from(times);
         let rate = flops / clock.elapsed().as_secs_f64();
-        let per_token = 2.0 * self.d_in as f64 * self.d_sae as f64;
+        let per_token = 2.0 * self.d_in() as f64 * self.d_sae as f64;
         let dense = per_token * self.batch as f64 / rate;
         // Decoding, both gradients of the decoder and the encoder's read a row a slot; the optimiser reads parameters,
         // gradients and moments, and writes all but the gradients.
-        let sparse = 4.0 * 4.0 * (self.batch * self.active() * self.d_in) as f64;
+        let widths = (self.d_in() + self.d_out()) as f64 / 2.0;
+        let sparse = 4.0 * 4.0 * (self.batch * self.active()) as f64 * widths;
         let optimizer = 7.0 * 4.0 * self.parameters().unwrap_or(u64::MAX) as f64;
         let step = dense + (sparse + optimizer) / BYTES_PER_SECOND;
         let held_out = (self.held_out_rows.end - self.held_out_rows.start) as f64;
@@ -236,6 +268,17 @@ impl TrainPlan {
         self.seconds = Some(step * self.steps as f64 + measurement * measurements + input.seconds(&self)?);
         Ok(self)
     }
+}
+
+/// `data.hook`, `data.hooks` and `data.target` as they would be written.
+fn hooks(sides: &Sides) -> (Option<String>, Option<Vec<String>>, Option<Vec<String>>) {
+    let names = |side: &Side| -> Option<Vec<String>> { side.places.iter().map(|p| p.hook.clone()).collect() };
+    let (one, several) = match &sides.read.places[..] {
+        [only] => (only.hook.clone(), None),
+        _ => (None, names(&sides.read)),
+    };
+    let target = names(&sides.written).filter(|_| !sides.same());
+    (one, several, target)
 }
 
 /// 4,096 tokens, or the power of two that makes eight batches of fewer rows.
@@ -250,11 +293,27 @@ impl fmt::Display for TrainPlan {
         let (train, held_out) = (rows(&self.train_rows), rows(&self.held_out_rows));
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let name = self.config.sparsifier().name();
-        writeln!(
-            f,
-            "{name} with d_sae {} on {} (d_in {})",
-            self.d_sae, self.source, self.d_in
-        )?;
+        let (d_in, d_out, d_sae) = (self.d_in(), self.d_out(), self.d_sae);
+        match self.shape() {
+            Shape::Autoencoder => writeln!(f, "{name} with d_sae {d_sae} on {} (d_in {d_in})", self.source)?,
+            Shape::Crosscoder => {
+                let n = self.sides.read.places.len();
+                writeln!(
+                    f,
+                    "{name} crosscoder with d_sae {d_sae} over {n} hooks: {} (d_in {d_in})",
+                    self.source
+                )?;
+            }
+            shape => {
+                let [read, written] = [&self.sides.read, &self.sides.written].map(Side::name);
+                writeln!(
+                    f,
+                    "{name} {} with d_sae {d_sae} from {read} (d_in {d_in}) to {written} (d_out {d_out}) on {}",
+                    shape.name(),
+                    self.source
+                )?;
+            }
+        }
         writeln!(
             f,
             "{} steps of {} tokens, {:.1} passes over {}{train} rows; {held_out} rows are held out",

@@ -85,6 +85,7 @@ impl RunDir {
         let (was, is) = (&mut before.data, &plan.config.data);
         if was.acts.is_some() && is.acts.is_some() {
             was.acts.clone_from(&is.acts);
+            was.target_acts.clone_from(&is.target_acts);
         }
         if was.model.is_some() && is.model.is_some() {
             was.model.clone_from(&is.model);

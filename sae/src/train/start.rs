@@ -1,15 +1,18 @@
 //! Where training starts: a sample of the data says how large activations are and where their middle is, and the
 //! decoder is random.
 //!
-//! The encoder starts as the decoder's transpose: a latent then reads what it writes.
+//! The encoder starts as the decoder's transpose: a latent then reads what it writes. Where it writes something else, both
+//! are random, and the encoder's bias makes up for the middle of what is read, which is not subtracted there.
 
 use std::ops::Range;
 
-use activations::source::Activations;
+use activations::source::Joined;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::sides::{Side, Sides};
 use crate::config::BDecInit;
+use crate::dictionary::{Place, Scale, Scales};
 use crate::error::{Error, Result};
 
 /// Rows of the sample; all of them where there are fewer.
@@ -19,7 +22,7 @@ const BLOCK: u64 = 32;
 /// Steps of Weiszfeld's iteration: it converges linearly, and where training starts need not be exact.
 const MEDIAN_STEPS: usize = 50;
 
-/// What a first sample says about the data.
+/// What a first sample says about the activations of one place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     /// Multiplies activations so that `E|x|^2 = d_in`.
@@ -31,7 +34,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Measures `sample: [n, d_in]`, of the data called `name`.
+    /// Measures `sample: [n, d_in]`, of the place called `name`.
     ///
     /// # Errors
     /// [`Error::Invalid`] when all rows are equal: there is nothing to learn.
@@ -62,11 +65,69 @@ impl Statistics {
     }
 }
 
-/// Blocks of rows spread evenly over `rows`, `[n, d_in]`.
+/// What a first sample says about both sides of the data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Start {
+    /// What multiplies activations.
+    pub scales: Scales,
+    /// `E|y - E y|^2` of what is written, scaled, summed over its width.
+    pub variance: f64,
+    /// The middle of what is read, scaled. `[d_in]`
+    pub read_middle: Vec<f32>,
+    /// The middle of what is written, scaled. `[d_out]`
+    pub middle: Vec<f32>,
+}
+
+impl Start {
+    /// Measures each place of `sample: [n, width]`, rows of the data called `name`.
+    ///
+    /// # Errors
+    /// As [`Statistics::measure`].
+    pub fn measure(sample: &[f32], sides: &Sides, name: &str, init: BDecInit) -> Result<Self> {
+        let of = |side: &Side| -> Result<Vec<Statistics>> {
+            let places = side.places.iter().zip(side.columns());
+            let measure = places.map(|(place, columns)| {
+                let name = match (&place.hook, sides.width() == columns.len()) {
+                    (Some(hook), false) => format!("{hook} of {name}"),
+                    _ => name.to_owned(),
+                };
+                let rows = sample.chunks_exact(sides.width());
+                let sample: Vec<f32> = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
+                Statistics::measure(&sample, place.width, &name, init)
+            });
+            measure.collect()
+        };
+        let read = of(&sides.read)?;
+        let written = match sides.same() {
+            true => read.clone(),
+            false => of(&sides.written)?,
+        };
+        let scales = |side: &Side, found: &[Statistics]| {
+            let places = side.places.iter().zip(found);
+            let scale = |(place, of): (&Place, &Statistics)| Scale {
+                width: place.width,
+                scale: of.scale,
+            };
+            places.map(scale).collect()
+        };
+        let middle = |found: &[Statistics]| found.iter().flat_map(|of| of.middle.clone()).collect();
+        Ok(Self {
+            scales: Scales {
+                read: scales(&sides.read, &read),
+                write: scales(&sides.written, &written),
+            },
+            variance: written.iter().map(|of| of.variance).sum(),
+            read_middle: middle(&read),
+            middle: middle(&written),
+        })
+    }
+}
+
+/// Blocks of rows spread evenly over `rows`, `[n, width]`.
 ///
 /// # Errors
 /// What reading gives.
-pub fn sample(acts: &Activations, rows: Range<u64>) -> Result<Vec<f32>> {
+pub fn sample(acts: &Joined, rows: Range<u64>) -> Result<Vec<f32>> {
     let n = rows.end - rows.start;
     let d_in = acts.d_in();
     if n <= SAMPLE_ROWS {

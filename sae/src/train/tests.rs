@@ -1,7 +1,7 @@
 #[path = "../../tests/support/npy.rs"]
 mod support;
 
-use activations::source::{Activations, MixOptions};
+use activations::source::{Activations, Joined, MixOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -12,10 +12,11 @@ use self::support::npy;
 use super::course::Course;
 use super::dead::Silence;
 use super::schedule::Schedule;
+use super::sides::Sides;
 use super::trainer::{Optimizer, Trainer};
 use super::*;
 use crate::code::to_host;
-use crate::dictionary::Sae;
+use crate::dictionary::{Place, Sae, Scales};
 use crate::objective::{Objective, ObjectiveConfig};
 use crate::optimizer::{Adam, Moments};
 use crate::sparsifier::Sparsifier;
@@ -45,6 +46,8 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             b_enc: Tensor::from_inner(b_enc).require_grad(),
             w_dec: tensor(matrix(3)),
             b_dec: Tensor::from_inner(b_dec).require_grad(),
+            apply_b_dec_to_input: true,
+            skip: None,
             threshold: None,
             sparsifier,
         },
@@ -54,6 +57,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             b_enc: Moments::new([D_SAE], &device),
             w_dec: Moments::new([D_SAE, D_IN], &device),
             b_dec: Moments::new([D_IN], &device),
+            skip: None,
             threshold: None,
             gate: None,
         },
@@ -61,7 +65,15 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         silence: Silence::new(D_SAE, 1000),
         density: None,
         course: Course::default(),
-        scale: 1.0,
+        sides: Sides::new(
+            &[Place {
+                hook: None,
+                width: D_IN,
+            }],
+            1,
+            None,
+        ),
+        scales: Scales::one(D_IN, 1.0),
         variance: 1.7,
         objective: Objective::new(&ObjectiveConfig::default(), AUX_WEIGHT, D_IN),
         schedule: Schedule {
@@ -174,7 +186,8 @@ fn gradients_of_a_whole_step_agree_with_finite_differences() {
         let x = uniform(BATCH * D_IN, 5);
         let mut twin = Twin::new(&trainer, &x);
         let device = Device::flex();
-        let pass = trainer.forward(Tensor::from_data(TensorData::new(x, [BATCH, D_IN]), &device), &DEAD);
+        let x = Tensor::<2>::from_data(TensorData::new(x, [BATCH, D_IN]), &device);
+        let pass = trainer.forward(x.clone(), x, &DEAD);
         let loss = trainer.objective.loss(&pass);
         let (total, parts) = loss.read().unwrap();
         assert_eq!(parts.len(), 2);
@@ -212,7 +225,8 @@ fn a_tied_matrix_gets_the_gradients_of_both_its_uses() {
         TensorData::new(uniform(BATCH * D_IN, 5), [BATCH, D_IN]),
         &Device::flex(),
     );
-    let gradients = |trainer: &Trainer| trainer.gradients(trainer.objective.loss(&trainer.forward(x.clone(), &DEAD)));
+    let gradients =
+        |trainer: &Trainer| trainer.gradients(trainer.objective.loss(&trainer.forward(x.clone(), x.clone(), &DEAD)));
     let mut two = trainer(Sparsifier::top_k(3));
     two.sae.w_enc = Tensor::from_inner(two.sae.w_dec.clone().no_grad()).require_grad();
     let apart = gradients(&two);
@@ -238,12 +252,12 @@ fn the_auxiliary_loss_reaches_the_encoder_of_a_latent_below_zero() {
     b_enc[4] = -20.0;
     let b_enc = Tensor::<1>::from_data(TensorData::new(b_enc, [D_SAE]), &Device::flex());
     trainer.sae.b_enc = Tensor::from_inner(b_enc).require_grad();
-    let x = Tensor::from_data(
+    let x = Tensor::<2>::from_data(
         TensorData::new(uniform(BATCH * D_IN, 5), [BATCH, D_IN]),
         &Device::flex(),
     );
     let of_latent_4 = |dead: &[i32]| {
-        let loss = trainer.objective.loss(&trainer.forward(x.clone(), dead));
+        let loss = trainer.objective.loss(&trainer.forward(x.clone(), x.clone(), dead));
         let gradients = trainer.gradients(loss);
         let row = |g: &Tensor<2>| f64s(g)[4 * D_IN..5 * D_IN].iter().map(|g| g.abs()).sum::<f64>();
         (
@@ -303,7 +317,7 @@ fn plan_of(path: &std::path::Path) -> (TrainPlan, Input) {
 
 /// A trainer at the beginning of `plan` on the array at `path`.
 fn started(plan: &TrainPlan, path: &std::path::Path) -> Trainer {
-    let acts = Activations::open(path, None).unwrap();
+    let acts = Joined::from(Activations::open(path, None).unwrap());
     let sample = start::sample(&acts, plan.train_rows.clone()).unwrap();
     Trainer::start(plan, &sample, &Device::flex()).unwrap()
 }
@@ -332,10 +346,13 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
         b_enc: Tensor::zeros([9], &device),
         w_dec: Tensor::ones([9, D_IN], &device),
         b_dec: Tensor::from_data(TensorData::new(mean, [D_IN]), &device),
+        apply_b_dec_to_input: true,
+        skip: None,
         threshold: None,
         sparsifier: Sparsifier::top_k(2),
     };
-    let measured = evaluate::held_out(&sae, &input, &plan).unwrap();
+    let (measured, by_hook) = evaluate::held_out(&sae, &input, &plan).unwrap();
+    assert!(by_hook.is_empty());
     assert!((measured.fvu - 1.0).abs() < 1e-5, "{}", measured.fvu);
     assert_eq!((measured.rows, measured.l0, measured.dead_share), (40, 0.0, 1.0));
 }
@@ -354,7 +371,7 @@ fn a_run_starts_from_unit_rows_tied_weights_and_inputs_of_mean_square_d_in() {
             .chunks(D_IN)
             .all(|row| (row.iter().map(|v| v * v).sum::<f64>() - 1.0).abs() < 1e-6)
     );
-    let scale = f64::from(trainer.scale);
+    let scale = f64::from(trainer.scales.code());
     let train: Vec<f64> = rows[..160 * D_IN].iter().map(|&v| f64::from(v) * scale).collect();
     let square = train.iter().map(|v| v * v).sum::<f64>() / 160.0;
     assert!((square - D_IN as f64).abs() < 1e-4, "{square}");

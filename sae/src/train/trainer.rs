@@ -7,8 +7,9 @@ use super::course::Course;
 use super::dead::Silence;
 use super::density::Density;
 use super::schedule::Schedule;
-use super::start::{Statistics, random_directions};
-use crate::dictionary::Sae;
+use super::sides::Sides;
+use super::start::{Start, random_directions};
+use crate::dictionary::{Sae, Scales};
 use crate::error::Result;
 use crate::kernels::{AuxSelection, Selection, decode, encode};
 use crate::objective::{Forward, Loss, Moment, Objective};
@@ -23,13 +24,18 @@ pub struct Optimizer {
     pub b_enc: Moments<1>,
     pub w_dec: Moments<2>,
     pub b_dec: Moments<1>,
+    /// Of a skip connection.
+    pub skip: Option<Moments<2>>,
     /// Of thresholds that are learned.
     pub threshold: Option<Moments<1>>,
     /// Of gates: `r_mag` and `b_mag`.
     pub gate: Option<[Moments<1>; 2]>,
 }
 
-/// A dictionary in training. It sees activations times `scale`; [`Trainer::dictionary`] folds that back out.
+/// The rows of an encoder that is not the decoder's transpose are drawn with another seed.
+const ENCODER_SEED: u64 = 0x656e_636f_6465;
+
+/// A dictionary in training. It sees activations times `scales`; [`Trainer::dictionary`] folds those back out.
 pub struct Trainer {
     /// On the autodiff device, requiring gradients, for scaled activations.
     pub sae: Sae,
@@ -40,8 +46,10 @@ pub struct Trainer {
     /// How often latents fire, where the selection depends on it.
     pub density: Option<Density>,
     pub course: Course,
-    /// Multiplies activations so that `E|x|^2 = d_in`.
-    pub scale: f32,
+    /// What of a row is read and what is written.
+    pub sides: Sides,
+    /// Multiply activations so that `E|x|^2` is the width of each place.
+    pub scales: Scales,
     /// Of the scaled activations, see [`Forward::variance`].
     pub variance: f64,
     pub objective: Objective,
@@ -79,31 +87,50 @@ pub struct Gradients {
     pub b_enc: Tensor<1>,
     pub w_dec: Tensor<2>,
     pub b_dec: Tensor<1>,
+    pub skip: Option<Tensor<2>>,
     pub threshold: Option<Tensor<1>>,
     pub gate: Option<[Tensor<1>; 2]>,
 }
 
 impl Trainer {
     /// The state before the first step: a random decoder with unit rows, the encoder its transpose, `b_dec` the middle
-    /// of `sample: [n, d_in]`.
+    /// of `sample: [n, width]`. Where what is written is not what is read, the encoder's rows are random as well, and its
+    /// bias is what makes pre-activations 0 in the middle of what is read. A skip connection starts at 0.
     ///
     /// # Errors
     /// When there is nothing to learn from the sample.
     pub fn start(plan: &TrainPlan, sample: &[f32], device: &Device) -> Result<Self> {
         let config = &plan.config.train;
-        let statistics = Statistics::measure(sample, plan.d_in, &plan.source, config.b_dec_init)?;
-        let (d_in, d_sae) = (plan.d_in, plan.d_sae);
-        let directions = random_directions(d_sae, d_in, config.seed);
+        let start = Start::measure(sample, &plan.sides, &plan.source, config.b_dec_init)?;
+        let (d_in, d_out, d_sae) = (plan.d_in(), plan.d_out(), plan.d_sae);
         // Two buffers: each is updated in place.
-        let matrix = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, [d_sae, d_in]), device);
+        let matrix = |values: Vec<f32>, width: usize| -> Tensor<2> {
+            Tensor::from_data(TensorData::new(values, [d_sae, width]), device)
+        };
+        let written = random_directions(d_sae, d_out, config.seed);
+        let read = match plan.sides.same() {
+            true => written.clone(),
+            false => random_directions(d_sae, d_in, config.seed ^ ENCODER_SEED),
+        };
+        let w_enc = matrix(read, d_in);
+        let b_enc = match plan.sides.same() {
+            true => Tensor::zeros([d_sae], device),
+            false => {
+                let middle = Tensor::from_data(TensorData::new(start.read_middle, [d_in, 1]), device);
+                -w_enc.clone().matmul(middle).reshape([d_sae])
+            }
+        };
+        let skips = plan.config.sae.skip;
         let sparsifier = plan.config.sparsifier();
         let learned = plan.config.learns_thresholds();
         let gated = sparsifier.allocation == Allocation::Gate;
         let sae = Sae {
-            w_enc: matrix(directions.clone()),
-            b_enc: Tensor::zeros([d_sae], device),
-            w_dec: matrix(directions),
-            b_dec: Tensor::from_data(TensorData::new(statistics.middle, [d_in]), device),
+            w_enc,
+            b_enc,
+            w_dec: matrix(written, d_out),
+            b_dec: Tensor::from_data(TensorData::new(start.middle, [d_out]), device),
+            apply_b_dec_to_input: plan.sides.same(),
+            skip: skips.then(|| Tensor::zeros([d_out, d_in], device)),
             threshold: plan.config.threshold_init().map(|t| Tensor::full([d_sae], t, device)),
             sparsifier,
         };
@@ -111,8 +138,9 @@ impl Trainer {
             adam: plan.adam(),
             w_enc: (!plan.config.is_tied()).then(|| Moments::new([d_sae, d_in], device)),
             b_enc: Moments::new([d_sae], device),
-            w_dec: Moments::new([d_sae, d_in], device),
-            b_dec: Moments::new([d_in], device),
+            w_dec: Moments::new([d_sae, d_out], device),
+            b_dec: Moments::new([d_out], device),
+            skip: skips.then(|| Moments::new([d_out, d_in], device)),
             threshold: learned.then(|| Moments::new([d_sae], device)),
             gate: gated.then(|| [Moments::new([d_sae], device), Moments::new([d_sae], device)]),
         };
@@ -131,8 +159,8 @@ impl Trainer {
             optimizer,
             silence,
             density,
-            statistics.scale,
-            statistics.variance,
+            start.scales,
+            start.variance,
             0,
         ))
     }
@@ -146,7 +174,7 @@ impl Trainer {
         optimizer: Optimizer,
         silence: Silence,
         density: Option<Density>,
-        scale: f32,
+        scales: Scales,
         variance: f64,
         done: u64,
     ) -> Self {
@@ -162,6 +190,8 @@ impl Trainer {
                 b_enc: Tensor::from_inner(sae.b_enc).require_grad(),
                 w_dec,
                 b_dec: Tensor::from_inner(sae.b_dec).require_grad(),
+                apply_b_dec_to_input: sae.apply_b_dec_to_input,
+                skip: sae.skip.map(|s| Tensor::from_inner(s).require_grad()),
                 threshold: sae.threshold.map(|t| Tensor::from_inner(t).require_grad()),
                 sparsifier: sae.sparsifier,
             },
@@ -173,7 +203,8 @@ impl Trainer {
             silence,
             density,
             course: Course::of(&plan.config),
-            scale,
+            sides: plan.sides.clone(),
+            scales,
             variance,
             objective: plan.objective(),
             schedule: plan.schedule,
@@ -196,7 +227,7 @@ impl Trainer {
             Some(gate) => gate.ungated(inside),
             None => inside,
         };
-        ungated.fold_input_scale(self.scale)
+        ungated.fold_scales(&self.scales)
     }
 
     /// The parameters as they are now, for scaled activations, without gradients.
@@ -206,6 +237,8 @@ impl Trainer {
             b_enc: self.sae.b_enc.clone().no_grad(),
             w_dec: self.sae.w_dec.clone().no_grad(),
             b_dec: self.sae.b_dec.clone().no_grad(),
+            apply_b_dec_to_input: self.sae.apply_b_dec_to_input,
+            skip: self.sae.skip.as_ref().map(|s| s.clone().no_grad()),
             threshold: self.sae.threshold.as_ref().map(|t| t.clone().no_grad()),
             sparsifier: self.sae.sparsifier,
         }
@@ -249,18 +282,21 @@ impl Trainer {
             .filter(|_| self.optimizer.threshold.is_some())
     }
 
-    /// One step on `x`, the rows of a batch of raw activations one behind the other.
+    /// One step on `rows`, those of a batch of raw activations one behind the other.
     ///
     /// # Errors
     /// When the device failed.
-    pub fn step(&mut self, x: Vec<f32>) -> Result<Step> {
-        let d_in = self.sae.d_in();
-        let batch = x.len() / d_in;
-        let device = self.sae.device().inner();
-        let x = Tensor::from_data(TensorData::new(x, [batch, d_in]), &device) * self.scale;
+    pub fn step(&mut self, rows: Vec<f32>) -> Result<Step> {
+        let batch = rows.len() / self.sides.width();
+        let (x, target) = self.sides.tensors(rows, &self.sae.device().inner());
+        let x = self.scales.scale_read(x);
+        let target = match self.sides.same() {
+            true => x.clone(),
+            false => self.scales.scale_written(target),
+        };
         let dead = self.silence.dead();
 
-        let pass = self.forward(x, &dead);
+        let pass = self.forward(x, target, &dead);
         let loss = self.objective.loss(&pass);
         // Here the host waits for the device.
         let (total, parts) = loss.read()?;
@@ -288,9 +324,9 @@ impl Trainer {
         })
     }
 
-    /// Encodes, selects and reconstructs `x: [batch, d_in]`, scaled activations on the plain device; the latents `dead`
-    /// get an auxiliary code.
-    pub fn forward(&self, x: Tensor<2>, dead: &[i32]) -> Forward {
+    /// Encodes `x: [batch, d_in]`, selects and reconstructs `target: [batch, d_out]`, scaled activations on the plain
+    /// device; the latents `dead` get an auxiliary code.
+    pub fn forward(&self, x: Tensor<2>, target: Tensor<2>, dead: &[i32]) -> Forward {
         let sae = &self.sae;
         let candidates = || Tensor::from_data(TensorData::new(dead.to_vec(), [dead.len()]), &sae.device());
         let aux = (!dead.is_empty() && self.aux_k > 0).then(|| AuxSelection {
@@ -299,7 +335,10 @@ impl Trainer {
             candidates: candidates(),
         });
         // Not tracked: the gradient that b_dec gets through the encoder is added in `gradients`.
-        let centred = x.clone() - sae.b_dec.clone().no_grad().unsqueeze();
+        let centred = match sae.apply_b_dec_to_input {
+            true => x.clone() - sae.b_dec.clone().no_grad().unsqueeze(),
+            false => x.clone(),
+        };
         let selection = self.selection(x.dims()[0]);
         let selected = encode(centred, sae.w_enc.clone(), sae.b_enc.clone(), selection, aux);
         let mut code = sae.shrink(selected.main);
@@ -316,9 +355,14 @@ impl Trainer {
             code.values = gate.values(code.indices.clone(), u.clone(), &sae.b_enc);
             open = Some(u);
         }
-        let recon = decode(&code, sae.w_dec.clone()) + sae.b_dec.clone().unsqueeze();
+        let base = sae.b_dec.clone().unsqueeze::<2>();
+        let base = match &sae.skip {
+            Some(skip) => Tensor::from_inner(x).matmul(skip.clone().transpose()) + base,
+            None => base,
+        };
+        let recon = decode(&code, sae.w_dec.clone()) + base.clone();
         Forward {
-            x: Tensor::from_inner(x),
+            target: Tensor::from_inner(target),
             recon,
             code,
             signed: sae.sparsifier.is_signed(),
@@ -326,7 +370,8 @@ impl Trainer {
             near,
             gate: open,
             w_dec: sae.w_dec.clone(),
-            b_dec: sae.b_dec.clone(),
+            base,
+            written: self.scales.write.iter().map(|place| place.width).collect(),
             n_dead: dead.len(),
             variance: self.variance,
             moment: self.moment(),
@@ -341,7 +386,15 @@ impl Trainer {
         let b_enc = gradient(&sae.b_enc, &mut grads);
         // The encoder sees x - b_dec, so whatever moves pre by g through b_enc moves it by -g w_enc through b_dec: one
         // product with a vector instead of the gradient of every row of x.
-        let through_encoder = b_enc.clone().unsqueeze::<2>().matmul(sae.w_enc.clone().no_grad());
+        let through_encoder = sae.apply_b_dec_to_input.then(|| {
+            let product = b_enc.clone().unsqueeze::<2>().matmul(sae.w_enc.clone().no_grad());
+            product.reshape([sae.d_in()])
+        });
+        let direct = gradient(&sae.b_dec, &mut grads);
+        let b_dec = match through_encoder {
+            Some(through_encoder) => direct - through_encoder,
+            None => direct,
+        };
         let of_gate = self.gate.as_ref().map(|gate| {
             let (r_mag, b_mag) = (gradient(&gate.r_mag, &mut grads), gradient(&gate.b_mag, &mut grads));
             (gate.gate_bias_gradient(b_enc.clone(), b_mag.clone()), [r_mag, b_mag])
@@ -355,7 +408,8 @@ impl Trainer {
             w_enc: self.optimizer.w_enc.as_ref().map(|_| gradient(&sae.w_enc, &mut grads)),
             b_enc,
             w_dec: gradient(&sae.w_dec, &mut grads),
-            b_dec: gradient(&sae.b_dec, &mut grads) - through_encoder.reshape([sae.d_in()]),
+            b_dec,
+            skip: sae.skip.as_ref().map(|s| gradient(s, &mut grads)),
             threshold: self.learned_threshold().map(|t| gradient(t, &mut grads)),
         }
     }
@@ -379,6 +433,8 @@ impl Trainer {
             sae.w_enc = sae.w_dec.clone();
         }
         sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, 1.0, free);
+        let skip = sae.skip.take().zip(gradients.skip).zip(opt.skip.as_mut());
+        sae.skip = skip.map(|((skip, gradient), moments)| adam.step(skip, gradient, moments, lr, 1.0, free));
         if let (Some(gate), Some([r_mag, b_mag]), Some(of_gate)) = (&mut self.gate, gradients.gate, &mut opt.gate) {
             gate.r_mag = adam.step(gate.r_mag.extract(), r_mag, &mut of_gate[0], lr, 1.0, free);
             gate.b_mag = adam.step(gate.b_mag.extract(), b_mag, &mut of_gate[1], lr, 1.0, free);

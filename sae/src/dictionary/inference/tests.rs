@@ -22,6 +22,8 @@ fn sae(sparsifier: Sparsifier) -> Sae {
         b_enc: vector(D_SAE, 2),
         w_dec: matrix(3),
         b_dec: vector(D_IN, 4),
+        apply_b_dec_to_input: true,
+        skip: None,
         threshold: None,
         sparsifier,
     }

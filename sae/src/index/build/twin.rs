@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::sample::Priorities;
-use super::{BuildOptions, CANDIDATES, Dictionary, Job, Naming};
+use super::{BuildOptions, CANDIDATES, Dictionary, Job, Naming, Unembedding};
 use crate::code::HostCode;
 use crate::index::{
     At, Example, Examples, FeatureDetail, FeatureIndex, FeatureSummary, HISTOGRAM_BINS, Histogram, IndexManifest,
@@ -123,7 +123,9 @@ impl World {
         let job = Job {
             dictionary: Dictionary {
                 d_in: self.d_sae,
+                d_out: self.d_sae,
                 d_sae: self.d_sae,
+                activation: self.sparsifier.name(),
                 sparsifier: self.sparsifier,
                 fvu: Some(0.25),
                 encode: &|x| self.encode(x),
@@ -131,7 +133,10 @@ impl World {
                 device: Device::flex(),
             },
             vocabulary: &self.vocabulary,
-            unembedding: Some(&self.unembedding),
+            unembedding: Some(&Unembedding {
+                values: self.unembedding.clone(),
+                columns: 0..self.d_sae,
+            }),
             options,
             naming: &Naming {
                 hook: "blocks.0.hook_resid_post".into(),
@@ -565,7 +570,7 @@ fn what_cannot_be_indexed_is_refused_in_words() {
     assert!(refused(&world, &none).contains("features.top_contexts"));
     let mut ragged = world.clone();
     ragged.unembedding.pop();
-    assert!(refused(&ragged, &options()).contains("no rows of the SAE's d_in 70"));
+    assert!(refused(&ragged, &options()).contains("no rows for columns 0..70"));
     let mut other = world.clone();
     other.vocabulary.truncate(2);
     assert!(refused(&other, &options()).contains("the vocabulary has 2"));

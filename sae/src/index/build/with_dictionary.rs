@@ -7,8 +7,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{BuildOptions, Naming, build};
-use crate::dictionary::{DictionaryCard, HeldOut};
+use super::{BuildOptions, Naming, Unembedding, build};
+use crate::dictionary::{DictionaryCard, HeldOut, Place};
 use crate::index::FeatureIndex;
 use crate::{Sae, Sparsifier};
 
@@ -30,6 +30,8 @@ fn dictionary() -> (Sae, DictionaryCard) {
         b_enc: vector(D_SAE, 2),
         w_dec: matrix(3),
         b_dec: vector(D_IN, 4),
+        apply_b_dec_to_input: true,
+        skip: None,
         threshold: None,
         sparsifier: Sparsifier::abs_top_k(7),
     };
@@ -40,6 +42,10 @@ fn dictionary() -> (Sae, DictionaryCard) {
         sparsifier: sae.sparsifier,
         calibration: None,
         hook: Some("blocks.1.hook_mlp_out".into()),
+        reads: Vec::new(),
+        writes: Vec::new(),
+        apply_b_dec_to_input: true,
+        skip: false,
         model: None,
         corpus: None,
         trained_tokens: 5,
@@ -164,5 +170,79 @@ fn an_index_of_a_dictionary_shows_its_codes_and_bytes_do_not_depend_on_batches()
             "{per_batch} contexts a batch"
         );
         before = Some(bytes);
+    }
+}
+
+#[test]
+fn logits_of_a_dictionary_that_writes_elsewhere_are_products_of_its_decoder_with_what_the_unembedding_reads() {
+    const D_OUT: usize = 9;
+    let device = Device::flex();
+    let (mut sae, mut card) = dictionary();
+    sae.w_dec = Tensor::from_data(TensorData::new(random(D_SAE * D_OUT, 3), [D_SAE, D_OUT]), &device);
+    sae.b_dec = Tensor::zeros([D_OUT], &device);
+    sae.apply_b_dec_to_input = false;
+    card.apply_b_dec_to_input = false;
+    let place = |hook: &str, width| Place {
+        hook: Some(hook.into()),
+        width,
+    };
+    card.writes = vec![place("blocks.1.attn.hook_z", 3), place("blocks.1.hook_resid_post", 6)];
+    let mut source = Source {
+        contexts: 50,
+        next: 0,
+        per_batch: 7,
+        acts: random(50 * CONTEXT * D_IN, 5),
+    };
+    let naming = Naming {
+        hook: "blocks.1.hook_mlp_out".into(),
+        model: "m".into(),
+        corpus: "c".into(),
+    };
+    let unembedding = Unembedding {
+        values: random(5 * 6, 8),
+        columns: 3..9,
+    };
+    assert_eq!(unembedding.d_vocab(), 5);
+    let dir = tempfile::tempdir().unwrap();
+    let vocabulary: Vec<Vec<u8>> = (0..5u8).map(|t| vec![t]).collect();
+    let (warnings, options) = (Warnings::default(), BuildOptions::default());
+    let stop = Stop::new();
+    let mut index = |unembedding: &Unembedding, out: &std::path::Path| {
+        let unembedding = Some(unembedding);
+        build(
+            &sae,
+            &card,
+            &mut source,
+            &vocabulary,
+            unembedding,
+            out,
+            &options,
+            &naming,
+            &warnings,
+            &stop,
+        )
+    };
+    let beyond = Unembedding {
+        columns: 4..10,
+        ..unembedding.clone()
+    };
+    let error = index(&beyond, &dir.path().join("no")).unwrap_err().to_string();
+    assert!(error.contains("4..10") && error.contains("d_out 9"), "{error}");
+    let out = dir.path().join("index");
+    let manifest = index(&unembedding, &out).unwrap().1.unwrap();
+    let said = "AbsTopK(7) transcoder to blocks.1.attn.hook_z, blocks.1.hook_resid_post";
+    assert_eq!(manifest.dictionary.activation, said);
+    assert!(warnings.0.into_inner().unwrap().is_empty());
+    let decoder = sae.decoder_rows().unwrap();
+    let index = FeatureIndex::open(&out).unwrap();
+    for f in [0, 17, D_SAE - 1] {
+        let found = index.feature(f as u32).unwrap();
+        let row = &decoder[f * D_OUT + 3..(f + 1) * D_OUT];
+        for logit in &found.top_logits {
+            let of_token = &unembedding.values[logit.token as usize * 6..][..6];
+            let product: f32 = row.iter().zip(of_token).map(|(a, b)| a * b).sum();
+            assert!((product - logit.logit).abs() < 1e-5);
+        }
+        assert_eq!((found.top_logits.len(), found.neighbours.len()), (5, 10));
     }
 }

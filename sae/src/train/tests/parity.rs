@@ -9,10 +9,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::super::course::Course;
 use super::super::dead::Silence;
 use super::super::schedule::Schedule;
+use super::super::sides::Sides;
 use super::super::trainer::{Gradients, Optimizer, Trainer};
 use crate::code::to_host;
 use crate::config::Method;
-use crate::dictionary::Sae;
+use crate::dictionary::{Place, Sae, Scale, Scales};
 use crate::objective::{Forward, Objective};
 use crate::optimizer::{Adam, Moments};
 use crate::sparsifier::Gate;
@@ -51,10 +52,22 @@ impl Peer {
     /// A trainer with the case's weights. `objective` is `[objective]` as TOML.
     fn trainer(&self, method: Method, objective: &str, aux_weight: f64) -> Trainer {
         let device = Device::flex();
-        let matrix = |name: &str| {
-            let matrix: Tensor<2> = Tensor::from_data(TensorData::new(self.read(name), [D_SAE, D_IN]), &device);
+        let matrix = |name: &str, shape: [usize; 2]| {
+            let matrix: Tensor<2> = Tensor::from_data(TensorData::new(self.read(name), shape), &device);
             Tensor::<2>::from_inner(matrix).require_grad()
         };
+        let d_out = self.read("b_dec").len();
+        let mut places = vec![Place {
+            hook: None,
+            width: D_IN,
+        }];
+        if self.has("target") {
+            places.push(Place {
+                hook: None,
+                width: d_out,
+            });
+        }
+        let one = |width| vec![Scale { width, scale: 1.0 }];
         let vector = |name: &str| {
             let values = self.read(name);
             let shape = [values.len()];
@@ -63,10 +76,12 @@ impl Peer {
         let moments = |n: usize| Moments::new([n], &device);
         Trainer {
             sae: Sae {
-                w_enc: matrix("w_enc"),
+                w_enc: matrix("w_enc", [D_SAE, D_IN]),
                 b_enc: vector("b_enc"),
-                w_dec: matrix("w_dec"),
+                w_dec: matrix("w_dec", [D_SAE, d_out]),
                 b_dec: vector("b_dec"),
+                apply_b_dec_to_input: !self.has("target"),
+                skip: self.has("skip").then(|| matrix("skip", [d_out, D_IN])),
                 threshold: self.has("threshold").then(|| vector("threshold")),
                 sparsifier: method.sparsifier(K),
             },
@@ -74,8 +89,9 @@ impl Peer {
                 adam: Adam::default(),
                 w_enc: Some(Moments::new([D_SAE, D_IN], &device)),
                 b_enc: moments(D_SAE),
-                w_dec: Moments::new([D_SAE, D_IN], &device),
-                b_dec: moments(D_IN),
+                w_dec: Moments::new([D_SAE, d_out], &device),
+                b_dec: moments(d_out),
+                skip: self.has("skip").then(|| Moments::new([d_out, D_IN], &device)),
                 threshold: self.has("threshold").then(|| moments(D_SAE)),
                 gate: self.has("r_mag").then(|| [moments(D_SAE), moments(D_SAE)]),
             },
@@ -86,7 +102,11 @@ impl Peer {
             silence: Silence::new(D_SAE, 1000),
             density: None,
             course: Course::default(),
-            scale: 1.0,
+            sides: Sides::new(&places, 1, self.has("target").then_some(&[1])),
+            scales: Scales {
+                read: one(D_IN),
+                write: one(d_out),
+            },
             variance: 1.0,
             objective: Objective::new(&toml::from_str(objective).unwrap(), aux_weight, D_IN / 2),
             schedule: Schedule {
@@ -104,8 +124,15 @@ impl Peer {
 
     fn forward(&self, trainer: &Trainer) -> Forward {
         let dead: Vec<i32> = (0..D_SAE as i32).step_by(4).collect();
-        let x = TensorData::new(self.read("x"), [BATCH, D_IN]);
-        trainer.forward(Tensor::from_data(x, &Device::flex()), &dead)
+        let tensor = |name: &str, width| -> Tensor<2> {
+            Tensor::from_data(TensorData::new(self.read(name), [BATCH, width]), &Device::flex())
+        };
+        let x = tensor("x", D_IN);
+        let target = match self.has("target") {
+            true => tensor("target", trainer.sae.d_out()),
+            false => x.clone(),
+        };
+        trainer.forward(x, target, &dead)
     }
 
     /// Code and reconstruction.
@@ -125,11 +152,21 @@ impl Peer {
             "b_enc" => read(&gradients.b_enc),
             "w_dec" => read(&gradients.w_dec),
             "b_dec" => read(&gradients.b_dec),
+            "skip" => read(gradients.skip.as_ref().unwrap()),
             "threshold" => read(gradients.threshold.as_ref().unwrap()),
             "r_mag" => read(&gradients.gate.as_ref().unwrap()[0]),
             _ => read(&gradients.gate.as_ref().unwrap()[1]),
         };
-        let mut names = vec!["w_enc", "b_enc", "w_dec", "b_dec", "threshold", "r_mag", "b_mag"];
+        let mut names = vec![
+            "w_enc",
+            "b_enc",
+            "w_dec",
+            "b_dec",
+            "skip",
+            "threshold",
+            "r_mag",
+            "b_mag",
+        ];
         names.retain(|name| self.has(&format!("grad.{name}")));
         assert!(names.len() >= 4);
         for name in names {
@@ -164,7 +201,7 @@ fn near(what: &str, found: &[f32], expected: &[f32]) {
 
 /// The sum of the squares of the residuals about their mean: what our auxiliary loss divides by, and theirs do not.
 fn residual_spread(pass: &Forward) -> f64 {
-    let (x, recon) = (read(&pass.x), read(&pass.recon));
+    let (x, recon) = (read(&pass.target), read(&pass.recon));
     let residual: Vec<f64> = x.iter().zip(&recon).map(|(x, r)| f64::from(x - r)).collect();
     let mean = |j: usize| residual.iter().skip(j).step_by(D_IN).sum::<f64>() / BATCH as f64;
     (0..D_IN)
@@ -301,6 +338,47 @@ fn sparsify_has_the_same_codes_losses_and_gradients_but_for_the_encoders_of_dead
     near("aux_k's w_dec", &read(&gradients.w_dec), &peer.read("grad_aux.w_dec"));
 }
 
+/// SAELens has transcoders and no trainer for them: their loss is that of its standard autoencoder, written down with the
+/// references. sparsify trains skip transcoders of one width.
+#[test]
+fn transcoders_of_saelens_and_sparsify_have_the_same_codes_losses_and_gradients() {
+    let l1 = "[mse]\nnormalize = \"none\"\n[l1]\nweight = 0.7\nwarmup_share = 0.0";
+    let cases = [
+        ("transcoder", Method::ReLU, l1, 12, 4),
+        ("skip_transcoder", Method::ReLU, l1, 12, 5),
+        // Theirs gives thresholds no gradient.
+        ("jumprelu_transcoder", Method::JumpReLU, l1, 12, 4),
+        (
+            "sparsify_transcoder",
+            Method::TopK,
+            "[mse]\nnormalize = \"batch\"\n",
+            16,
+            5,
+        ),
+    ];
+    for (name, method, objective, d_out, n_gradients) in cases {
+        let peer = Peer::new(name);
+        let trainer = peer.trainer(method, objective, 0.0);
+        assert_eq!((trainer.sae.d_in(), trainer.sae.d_out()), (D_IN, d_out));
+        let pass = peer.forward(&trainer);
+        peer.check_forward(&pass);
+        let loss = trainer.objective.loss(&pass);
+        let (total, parts) = loss.read().unwrap();
+        if name.starts_with("sparsify") {
+            near(&format!("{name} fvu"), &[total], &[peer.part("fvu")]);
+        } else {
+            near(&format!("{name} mse"), &[parts[0].1], &[peer.part("mse_loss")]);
+            near(&format!("{name} l1"), &[0.7 * parts[1].1], &[peer.part("l1_loss")]);
+            near(&format!("{name} loss"), &[total], &peer.read("loss"));
+        }
+        drop(pass);
+        let names = ["w_enc", "b_enc", "w_dec", "b_dec", "skip"];
+        let there = names.iter().filter(|n| peer.has(&format!("grad.{n}")));
+        assert_eq!(there.count(), n_gradients);
+        peer.check_gradients(&trainer.gradients(loss));
+    }
+}
+
 /// What was left out for being too close to call is said with the references.
 #[test]
 fn the_references_count_what_they_left_out() {
@@ -311,7 +389,7 @@ fn the_references_count_what_they_left_out() {
     let metadata = header["__metadata__"].as_object().unwrap();
     let counted = metadata.iter().filter(|(key, _)| key.starts_with("left_out."));
     let counts: Vec<usize> = counted.map(|(_, n)| n.as_str().unwrap().parse().unwrap()).collect();
-    assert_eq!(counts.len(), 10);
+    assert_eq!(counts.len(), 14);
     assert!(counts.iter().all(|n| *n <= 2), "{metadata:?}");
     assert!(metadata.contains_key("sae-lens") && metadata.contains_key("eai-sparsify"));
 }

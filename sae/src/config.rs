@@ -16,6 +16,7 @@
 
 mod course;
 mod data;
+mod encoder;
 mod keys;
 mod method;
 mod places;
@@ -25,6 +26,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use self::data::DataConfig;
+pub use self::encoder::EncoderName;
 pub use self::method::Method;
 use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
@@ -76,6 +78,12 @@ pub struct SaeConfig {
     /// Whether the encoder is the decoder's transpose all along, one matrix. Default: false, it only starts as that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tied: Option<bool>,
+    /// How pre-activations come about. Default: `linear`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<EncoderName>,
+    /// Proximal steps of the unrolled encoder. Default: 3 for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_steps: Option<usize>,
     /// Number of latents. Default: `expansion` times the width of the widest hook that is read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_sae: Option<usize>,
@@ -138,6 +146,12 @@ pub struct TrainConfig {
     pub beta2: f64,
     /// Weight of the auxiliary loss that revives dead latents; 0 switches it off.
     pub aux_weight: f64,
+    /// Which latents it revives. Default: `aux_k`, the dead ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux: Option<Aux>,
+    /// Below which share of what Zipf's law gives its rank a latent is used too little. Default: 0.5 for `aux_zipf`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_zipf_share: Option<f64>,
     /// Most dead latents that the auxiliary loss gives a token. Default: half the width of what is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux_k: Option<usize>,
@@ -159,6 +173,16 @@ pub struct TrainConfig {
     pub checkpoint_every: Option<u64>,
     /// `cpu`, `cuda[:i]` or `vulkan[:i]`.
     pub device: String,
+}
+
+/// Which latents the auxiliary loss revives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aux {
+    /// Those that have not fired for `dead_after_tokens`.
+    AuxK,
+    /// Those that fired, over so many tokens, less than a share of what Zipf's law gives their rank.
+    AuxZipf,
 }
 
 /// Where `b_dec` starts.
@@ -184,6 +208,8 @@ impl Default for TrainConfig {
             beta1: 0.9,
             beta2: 0.999,
             aux_weight: 1.0 / 32.0,
+            aux: None,
+            aux_zipf_share: None,
             aux_k: None,
             dead_after_tokens: None,
             b_dec_init: BDecInit::default(),

@@ -31,6 +31,7 @@ pub use self::file::{CARD, PARAMETERS};
 pub use self::inference::{InferenceForm, Visit};
 pub use self::scale::{Scale, Scales};
 use crate::code::{HostCode, SparseCode, to_host};
+use crate::encoder::unrolled;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Selection};
 use crate::sparsifier::{Allocation, Shrink, Sparsifier};
@@ -129,8 +130,21 @@ impl Sae {
             )));
         }
         let centred = self.centred(x);
-        let code = kernels::encode(centred, self.w_enc.clone(), self.b_enc.clone(), self.selection(), None).main;
-        Ok(self.shrink(code))
+        let encoder = self.sparsifier.encoder;
+        if let Some(pursuit) = self.sparsifier.pursuit() {
+            let code = pursuit.code(centred, self.w_enc.clone(), self.w_dec.clone(), None);
+            return Ok(SparseCode::from_host(code, &self.device()));
+        }
+        let selection = self.selection();
+        let product = centred.clone();
+        let code = kernels::encode(product, self.w_enc.clone(), self.b_enc.clone(), selection.clone(), None).main;
+        let mut code = self.shrink(code);
+        for _ in 1..encoder.steps() {
+            let residual = centred.clone() - kernels::decode(&code, self.w_dec.clone());
+            code = unrolled::next(&code, residual, self.w_enc.clone(), self.b_enc.clone(), &selection);
+            code = self.shrink(code);
+        }
+        Ok(code)
     }
 
     /// A code of the pre-activations that were selected, with their values shrunk as [`Sparsifier::shrink`] says.

@@ -4,7 +4,7 @@
 //! needed but the winners. So the encoder selects while the product is still in the cache, hands on a list of entries,
 //! and every later step, forward and backward, reads only the rows of the weights that fired: `active * d_in`.
 //!
-//! [`encode`] and [`decode`] are operations of burn with their own way back, so that objectives compose over code
+//! [`encode`], [`decode`] and [`dots`] are operations of burn with their own way back, so that objectives compose over code
 //! values and reconstructions as over any tensor. Each is portable (`portable`), with kernels of its own on the CPU
 //! (`cpu`), which are tested against plain twins.
 //!
@@ -250,6 +250,26 @@ pub fn decode(code: &SparseCode, w_dec: Tensor<2>) -> Tensor<2> {
         code.indices.clone().into_dispatch(),
         lift(code.values.clone(), autodiff).into_dispatch(),
         lift(w_dec, autodiff).into_dispatch(),
+    ))
+}
+
+/// `out[r, j] = vectors[r] . matrix[indices[r, j]]`, of the entries of a code: `[entries]`.
+///
+/// `vectors`: `[batch, d_in]`; `matrix`: `[d_sae, d_in]`. Differentiable in both, lifting as [`encode`] does.
+///
+/// # Panics
+/// If there is not an index for every entry, or one is not below `d_sae`.
+pub fn dots(rows: &Rows, indices: Tensor<1, Int>, vectors: Tensor<2>, matrix: Tensor<2>) -> Tensor<1> {
+    assert!(
+        indices.dims() == [rows.len()] && vectors.dims()[0] == rows.batch(),
+        "an index for every entry, and a vector for every row"
+    );
+    let autodiff = vectors.device().is_autodiff() || matrix.device().is_autodiff();
+    Tensor::from_dispatch(Dispatch::sparse_dots(
+        rows.clone(),
+        indices.into_dispatch(),
+        lift(vectors, autodiff).into_dispatch(),
+        lift(matrix, autodiff).into_dispatch(),
     ))
 }
 

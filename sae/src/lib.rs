@@ -7,6 +7,7 @@
 pub mod code;
 pub mod config;
 pub mod dictionary;
+pub mod encoder;
 mod error;
 pub mod index;
 pub mod kernels;
@@ -19,5 +20,6 @@ pub mod train;
 
 pub use code::{HostCode, Rows, SparseCode};
 pub use dictionary::{DictionaryCard, Sae};
+pub use encoder::Encoder;
 pub use error::{Error, Result};
 pub use sparsifier::{Allocation, Score, Shrink, Sparsifier};

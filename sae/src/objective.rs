@@ -12,6 +12,7 @@ mod gate;
 mod hierarchical;
 mod l0;
 mod l1;
+mod masked;
 mod matryoshka;
 mod mse;
 mod orthogonality;
@@ -26,6 +27,7 @@ pub use self::gate::GateError;
 pub use self::hierarchical::Hierarchical;
 pub use self::l0::L0;
 pub use self::l1::L1;
+pub use self::masked::{Masked, MaskedPass};
 pub use self::matryoshka::Matryoshka;
 pub use self::mse::{Mse, Normalize};
 pub use self::orthogonality::Orthogonality;
@@ -56,6 +58,8 @@ pub struct Forward {
     pub near: Option<Near>,
     /// The pre-activations of the gates that are open, where there are gates: of the code's entries. `[entries]`
     pub gate: Option<Tensor<1>>,
+    /// A pass that did not see all of the batch, where a term asks for one.
+    pub masked: Option<MaskedPass>,
     /// The decoder, for terms that decode on their own. `[d_sae, d_out]`
     pub w_dec: Tensor<2>,
     /// What is written without any latent: the decoder's bias, `[1, d_out]`, or with what a skip connection adds,
@@ -139,7 +143,7 @@ macro_rules! terms {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Term {
             $($(#[$meta])* $term($term),)*
-            /// How well dead latents explain what the others leave, `train.aux_weight`.
+            /// How well dead latents, or such as are used too little, explain what the others leave, `train.aux_weight`.
             AuxK(AuxK),
         }
 
@@ -162,7 +166,7 @@ macro_rules! terms {
             pub fn name(&self) -> &'static str {
                 match self {
                     $(Self::$term(_) => stringify!($name),)*
-                    Self::AuxK(_) => "aux_k",
+                    Self::AuxK(term) => term.name,
                 }
             }
 
@@ -183,6 +187,8 @@ terms! {
     matryoshka: Matryoshka,
     /// Nested ranks: the best latents of a token have to reconstruct it, however many are kept.
     hierarchical: Hierarchical,
+    /// Reconstruction of what the encoder did not see.
+    masked: Masked,
     /// Tilted risk: rare and hard tokens count more.
     tilted: Tilted,
     /// How well open gates reconstruct on their own.
@@ -250,9 +256,28 @@ impl Objective {
             terms.push(Term::AuxK(AuxK {
                 weight: aux_weight,
                 full_at,
+                name: "aux_k",
             }));
         }
         Self { terms }
+    }
+
+    /// The same with the auxiliary loss for latents that are used too little, which is told apart by its name.
+    pub fn with_aux_zipf(mut self) -> Self {
+        for term in &mut self.terms {
+            if let Term::AuxK(aux) = term {
+                aux.name = "aux_zipf";
+            }
+        }
+        self
+    }
+
+    /// The term that asks for a pass over part of what there is.
+    pub fn masked(&self) -> Option<&Masked> {
+        self.terms.iter().find_map(|term| match term {
+            Term::Masked(masked) => Some(masked),
+            _ => None,
+        })
     }
 
     /// Evaluates every term.

@@ -32,6 +32,8 @@ pub use self::gate::Gate;
 pub use self::jump::Near;
 pub use self::shrink::Shrink;
 
+use crate::encoder::Encoder;
+use crate::encoder::pursuit::Pursuit;
 use crate::error::{Error, Result};
 
 /// What a latent's pre-activation `u` competes with, and what value it takes when it wins.
@@ -102,7 +104,7 @@ pub enum Allocation {
     Threshold,
 }
 
-/// A score with an allocation: the activation function of a dictionary.
+/// A score with an allocation, behind an encoder: the activation function of a dictionary.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sparsifier {
@@ -113,6 +115,9 @@ pub struct Sparsifier {
     /// What becomes of the values of those who do.
     #[serde(default, skip_serializing_if = "Shrink::is_none")]
     pub shrink: Shrink,
+    /// How pre-activations come about.
+    #[serde(default, skip_serializing_if = "Encoder::is_linear")]
+    pub encoder: Encoder,
 }
 
 impl Sparsifier {
@@ -122,7 +127,13 @@ impl Sparsifier {
             score,
             allocation,
             shrink: Shrink::None,
+            encoder: Encoder::Linear,
         }
+    }
+
+    /// The same behind another encoder.
+    pub fn encoded_by(self, encoder: Encoder) -> Self {
+        Self { encoder, ..self }
     }
 
     /// The same with values shrunk.
@@ -151,6 +162,16 @@ impl Sparsifier {
             Allocation::PerToken { k } | Allocation::PerBatch { k } | Allocation::PerLatent { k } => Some(k),
             Allocation::All | Allocation::Gate | Allocation::Threshold => None,
         }
+    }
+
+    /// The pursuit, if that is how codes are found.
+    pub(crate) fn pursuit(&self) -> Option<Pursuit> {
+        let pursuit = Pursuit {
+            score: self.score,
+            k: self.k()?,
+            orthogonal: self.encoder == Encoder::OrthogonalPursuit,
+        };
+        self.encoder.is_pursuit().then_some(pursuit)
     }
 
     /// The same with another [`Sparsifier::k`]; unchanged where there is none.
@@ -212,9 +233,13 @@ impl Sparsifier {
             (_, Allocation::Gate) => format!("{score}Gated"),
             (_, Allocation::Threshold) => format!("{score}JumpReLU"),
         };
-        match self.shrink {
+        let name = match self.shrink {
             Shrink::None => name,
             shrink => format!("{name} {}", shrink.name()),
+        };
+        match self.encoder {
+            Encoder::Linear => name,
+            encoder => format!("{name} by {}", encoder.name()),
         }
     }
 
@@ -223,6 +248,7 @@ impl Sparsifier {
     /// would always fire; when values are shrunk where there is no cutoff.
     pub fn validate(&self, d_sae: usize) -> Result<()> {
         self.validate_shrink()?;
+        self.validate_encoder()?;
         match (self.k(), self.allocation, self.score) {
             (Some(0), ..) => Err(Error::config("sae.k", "is 0: at least one latent has to fire")),
             (Some(k), ..) if k > d_sae => Err(Error::config(
@@ -234,6 +260,30 @@ impl Sparsifier {
                 self.score
             ))),
             _ => Ok(()),
+        }
+    }
+
+    fn validate_encoder(&self) -> Result<()> {
+        let refuse = |why: &str| Err(Error::config("sae.encoder", format!("{}: {why}", self.name())));
+        match (self.encoder, self.allocation, self.score) {
+            (Encoder::Linear, ..) => Ok(()),
+            (Encoder::Unrolled { steps: 0 }, ..) => {
+                Err(Error::config("sae.encoder_steps", "is 0, expected at least 1"))
+            }
+            (
+                Encoder::Unrolled { .. },
+                Allocation::PerBatch { .. } | Allocation::PerLatent { .. } | Allocation::Gate,
+                _,
+            ) => refuse("unrolled steps need a sae.method in which each token is by itself, without gates"),
+            (Encoder::Unrolled { .. }, ..) => Ok(()),
+            (Encoder::OrthogonalPursuit, Allocation::PerToken { .. }, Score::Magnitude) => Ok(()),
+            (Encoder::OrthogonalPursuit, ..) => {
+                refuse("values that are fitted together have signs, so sae.method is to be abs_topk")
+            }
+            (Encoder::MatchingPursuit, Allocation::PerToken { .. }, Score::Positive | Score::Magnitude) => Ok(()),
+            (Encoder::MatchingPursuit, ..) => {
+                refuse("a pursuit makes k choices, so sae.method is to be topk or abs_topk")
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use activations::{Outcome, Stop};
 use results::results;
 use sae::train::{self, RunSummary};
-use sae::{Allocation, Sae, Score, Shrink, Sparsifier};
+use sae::{Allocation, Encoder, Sae, Score, Shrink, Sparsifier};
 use synthetic::{D_IN, Interrupt, Place, ROWS, sparse_rows};
 
 /// Keys that make a run of 600 steps, and `more`.
@@ -216,6 +216,86 @@ fn a_budget_that_comes_down_is_logged_as_it_does() {
 }
 
 #[test]
+fn encoders_of_several_steps_are_saved_as_such_and_code_better_than_one_product() {
+    let place = Place::new(false);
+    // One matrix for both, so that what is better is the code.
+    let tied = ("sae.tied", "true");
+    let linear = place.run(&sets("topk", &[tied]), "linear", false).unwrap();
+    for (encoder, method) in [
+        ("unrolled", "topk"),
+        ("matching_pursuit", "topk"),
+        ("orthogonal_pursuit", "abs_topk"),
+    ] {
+        let more = [tied, ("sae.encoder", encoder)];
+        let summary = place.run(&sets(method, &more), encoder, false).unwrap();
+        let sae = check_saved(&place, encoder, &summary, false);
+        assert_eq!(sae.sparsifier.k(), Some(3));
+        let expected = match encoder {
+            "unrolled" => Encoder::Unrolled { steps: 3 },
+            "matching_pursuit" => Encoder::MatchingPursuit,
+            _ => Encoder::OrthogonalPursuit,
+        };
+        assert_eq!((sae.sparsifier.encoder, summary.calibration), (expected, None));
+        println!("{encoder}: {} {}", summary.held_out.fvu, linear.held_out.fvu);
+        assert!(
+            summary.held_out.fvu < linear.held_out.fvu,
+            "{encoder}: {summary:?} {linear:?}"
+        );
+    }
+    let more = [("sae.encoder", "unrolled"), ("sae.encoder_steps", "2")];
+    let summary = place.run(&sets("jumprelu", &more), "jumprelu", false).unwrap();
+    check_saved(&place, "jumprelu", &summary, false);
+    assert!(summary.held_out.fvu < 0.3, "{summary:?}");
+}
+
+#[test]
+fn hidden_coordinates_are_reconstructed_from_the_visible_ones() {
+    let place = Place::new(true);
+    for (name, method, encoder) in [
+        ("product", "abs_topk", "linear"),
+        ("pursuit", "abs_topk", "orthogonal_pursuit"),
+        ("batch", "abs_batch_topk", "linear"),
+    ] {
+        let more = [
+            ("objective.masked.hidden", "0.1"),
+            ("sae.encoder", encoder),
+            ("sae.d_sae", "48"),
+        ];
+        let summary = place.run(&sets(method, &more), name, false).unwrap();
+        check_saved(&place, name, &summary, true);
+        let log = fs::read_to_string(place.out(name).join("metrics.jsonl")).unwrap();
+        let part = |line: &str| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["parts"]["masked"]
+                .as_f64()
+                .unwrap()
+        };
+        let (first, last) = (part(log.lines().next().unwrap()), part(log.lines().last().unwrap()));
+        println!("{name}: {first} {last} {}", summary.held_out.fvu);
+        assert!(last < 0.8 * first, "{name}: {first} {last}");
+    }
+}
+
+#[test]
+fn the_auxiliary_loss_for_under_used_latents_is_logged_by_its_name() {
+    let place = Place::new(false);
+    let more = [
+        ("train.aux", "aux_zipf"),
+        ("sae.zipf_exponent", "0"),
+        ("train.dead_after_tokens", "1000"),
+        ("train.log_every", "1"),
+    ];
+    let summary = place.run(&sets("topk", &more), "run", false).unwrap();
+    check_saved(&place, "run", &summary, false);
+    let log = fs::read_to_string(place.out("run/metrics.jsonl")).unwrap();
+    // Not before densities have had 1,000 tokens.
+    let with: Vec<bool> = log.lines().map(|line| line.contains("\"aux_zipf\"")).collect();
+    assert!(!with[..7].contains(&true) && with[8..].contains(&true), "{with:?}");
+    assert!(!log.contains("\"aux_k\""));
+    let toml = fs::read_to_string(place.out("run/run.toml")).unwrap();
+    assert!(toml.contains("aux_zipf_share = 0.5"), "{toml}");
+}
+
+#[test]
 fn an_l0_to_aim_at_is_reached_from_either_side() {
     let place = Place::new(false);
     for target in ["5.0", "10.0"] {
@@ -256,43 +336,53 @@ fn per_token_budgets_become_thresholds_where_they_are_asked_for() {
 
 #[test]
 fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
-    let place = Place::new(false);
-    for (method, key, value) in [
-        ("batch_topk", "objective.matryoshka.sampled", "3"),
-        ("jumprelu", "objective.tilted.t", "3"),
-        ("relu", "objective.orthogonality.every", "3"),
-        ("gated", "objective.tilted.t", "3"),
-        ("half", "objective.tilted.t", "3"),
-        ("soft", "sae.lambda", "3"),
-        ("feature_choice", "sae.mutual_share", "0.4"),
-        ("ksparse", "sae.k_start", "30"),
-        ("topk", "sae.tied", "true"),
+    for (method, more) in [
+        ("batch_topk", &[("objective.matryoshka.sampled", "3")][..]),
+        ("jumprelu", &[("objective.tilted.t", "3")]),
+        ("relu", &[("objective.orthogonality.every", "3")]),
+        ("gated", &[("objective.tilted.t", "3")]),
+        ("half", &[("objective.tilted.t", "3")]),
+        ("soft", &[("sae.lambda", "3")]),
+        ("feature_choice", &[("sae.mutual_share", "0.4")]),
+        ("ksparse", &[("sae.k_start", "30"), ("train.aux", "aux_zipf")]),
+        ("topk", &[("sae.tied", "true"), ("sae.encoder", "unrolled")]),
+        (
+            "jumprelu",
+            &[("sae.encoder", "unrolled"), ("objective.masked.hidden", "0.2")],
+        ),
+        ("topk", &[("sae.encoder", "matching_pursuit")]),
+        (
+            "abs_topk",
+            &[("sae.encoder", "orthogonal_pursuit"), ("objective.masked.weight", "1")],
+        ),
     ] {
-        let sets = [
-            ("sae.method", method),
-            (key, value),
-            ("train.steps", "30"),
-            ("train.log_every", "2"),
-            ("train.eval_every", "10"),
-            ("train.checkpoint_every", "8"),
-            ("train.dead_after_tokens", "500"),
-        ];
-        let whole = format!("{method}-whole");
-        place.run(&sets, &whole, false).unwrap();
-        let name = format!("{method}-killed");
-        let out = place.out(&name);
+        let method = (method, more);
+        let sets = [("sae.method", method.0)]
+            .into_iter()
+            .chain(more.iter().copied())
+            .chain([
+                ("train.steps", "30"),
+                ("train.log_every", "2"),
+                ("train.eval_every", "10"),
+                ("train.checkpoint_every", "8"),
+                ("train.dead_after_tokens", "500"),
+            ]);
+        let sets: Vec<(&str, &str)> = sets.collect();
+        let place = Place::new(false);
+        place.run(&sets, "whole", false).unwrap();
+        let out = place.out("killed");
         let interrupt = Interrupt::new(21, None);
         let kill = || train::run(&place.config(&sets), &out, false, &interrupt, &Stop::new());
         assert!(catch_unwind(AssertUnwindSafe(kill)).is_err());
-        place.run(&sets, &name, true).unwrap();
-        assert!(results(&out) == results(&place.out(&whole)), "{method}");
-        let stopped = place.out(&format!("{method}-stopped"));
+        place.run(&sets, "killed", true).unwrap();
+        assert!(results(&out) == results(&place.out("whole")), "{method:?}");
+        let stopped = place.out("stopped");
         let stop = Stop::new();
         let interrupt = Interrupt::new(11, Some(stop.clone()));
         let (outcome, _) = train::run(&place.config(&sets), &stopped, false, &interrupt, &stop).unwrap();
         assert_eq!(outcome, Outcome::Stopped);
-        place.run(&sets, &format!("{method}-stopped"), true).unwrap();
-        assert!(results(&stopped) == results(&place.out(&whole)), "{method}");
+        place.run(&sets, "stopped", true).unwrap();
+        assert!(results(&stopped) == results(&place.out("whole")), "{method:?}");
     }
 }
 

@@ -1,12 +1,14 @@
 //! The keys of what changes along a run: budgets that shrink, and latents' budgets after Zipf's law.
 
-use super::RunConfig;
+use super::{Aux, RunConfig};
 use crate::error::{Error, Result};
 use crate::sparsifier::Allocation;
 use crate::train::Zipf;
 
 /// Share of the run over which a budget comes down.
 const K_SHARE: f64 = 0.1;
+/// Share of what the law gives a latent below which it is used too little.
+const AUX_ZIPF_SHARE: f64 = 0.5;
 /// Share of the run before latents have budgets of their own.
 const MUTUAL_SHARE: f64 = 0.1;
 
@@ -23,9 +25,11 @@ impl RunConfig {
         }
     }
 
-    /// Whether encoder and decoder are one matrix.
-    pub(crate) fn is_tied(&self) -> bool {
-        self.sae.tied == Some(true)
+    /// Below which share of its due a latent joins the auxiliary loss, if that is for more than the dead ones.
+    pub(crate) fn under_used_share(&self) -> Option<f64> {
+        let train = &self.train;
+        let zipf = train.aux == Some(Aux::AuxZipf) && train.aux_weight > 0.0;
+        zipf.then(|| train.aux_zipf_share.unwrap_or(AUX_ZIPF_SHARE))
     }
 
     fn has_latents_budgets(&self) -> bool {
@@ -37,12 +41,15 @@ impl RunConfig {
         if self.sae.k_start.is_some() {
             self.sae.k_share.get_or_insert(K_SHARE);
         }
-        if self.has_latents_budgets() {
+        if self.has_latents_budgets() || self.under_used_share().is_some() {
             let law = self.zipf();
             self.sae.zipf_exponent.get_or_insert(law.exponent);
             self.sae.zipf_offset.get_or_insert(law.offset);
+        }
+        if self.has_latents_budgets() {
             self.sae.mutual_share.get_or_insert(MUTUAL_SHARE);
         }
+        self.train.aux_zipf_share = self.under_used_share();
     }
 
     /// Refuses what contradicts the method, and budgets of less than a token.
@@ -75,6 +82,7 @@ impl RunConfig {
             ("sae.mutual_share", sae.mutual_share, 1.0),
             ("sae.zipf_exponent", sae.zipf_exponent, f64::MAX),
             ("sae.zipf_offset", sae.zipf_offset, f64::MAX),
+            ("train.aux_zipf_share", self.train.aux_zipf_share, f64::MAX),
         ] {
             let Some(value) = value else { continue };
             if !(0.0..=most).contains(&value) {
@@ -86,24 +94,47 @@ impl RunConfig {
                 return Err(Error::config(key, format!("is {value}, expected {expected}")));
             }
         }
+        self.validate_aux()?;
         self.validate_budgets(d_sae)
+    }
+
+    fn validate_aux(&self) -> Result<()> {
+        let train = &self.train;
+        let zipf = train.aux == Some(Aux::AuxZipf);
+        match (zipf, train.aux_zipf_share) {
+            (false, Some(_)) => Err(Error::config(
+                "train.aux_zipf_share",
+                "is given, but train.aux is aux_k: it is for aux_zipf",
+            )),
+            (true, _) if train.aux_weight == 0.0 => Err(Error::config(
+                "train.aux",
+                "is aux_zipf, but train.aux_weight is 0: there is no auxiliary loss",
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn validate_budgets(&self, d_sae: Option<usize>) -> Result<()> {
         let sae = &self.sae;
         if !self.has_latents_budgets() {
+            let law = self.under_used_share().is_none();
             let given = [
-                ("sae.zipf_exponent", sae.zipf_exponent.is_some()),
-                ("sae.zipf_offset", sae.zipf_offset.is_some()),
-                ("sae.mutual_share", sae.mutual_share.is_some()),
+                (
+                    "sae.zipf_exponent",
+                    law && sae.zipf_exponent.is_some(),
+                    "feature_choice and train.aux = aux_zipf",
+                ),
+                (
+                    "sae.zipf_offset",
+                    law && sae.zipf_offset.is_some(),
+                    "feature_choice and train.aux = aux_zipf",
+                ),
+                ("sae.mutual_share", sae.mutual_share.is_some(), "feature_choice"),
             ];
             return match given.iter().find(|g| g.1) {
-                Some((key, _)) => Err(Error::config(
+                Some((key, _, whom)) => Err(Error::config(
                     *key,
-                    format!(
-                        "is given, but sae.method is {}: it is for feature_choice",
-                        sae.method.key()
-                    ),
+                    format!("is given, but sae.method is {}: it is for {whom}", sae.method.key()),
                 )),
                 None => Ok(()),
             };

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::{DataConfig, RunConfig, SaeConfig, TrainConfig};
+use super::{Aux, DataConfig, EncoderName, RunConfig, SaeConfig, TrainConfig};
 use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
 use crate::objective::ObjectiveConfig;
@@ -42,6 +42,8 @@ fn complete() -> RunConfig {
             k: Some(1),
             k_start: Some(1),
             tied: Some(true),
+            encoder: Some(EncoderName::Linear),
+            encoder_steps: Some(1),
             k_share: Some(0.1),
             zipf_exponent: Some(1.0),
             zipf_offset: Some(1.0),
@@ -63,6 +65,8 @@ fn complete() -> RunConfig {
             batch: Some(1),
             lr: Some(1.0),
             warmup_steps: Some(1),
+            aux: Some(Aux::AuxZipf),
+            aux_zipf_share: Some(0.5),
             aux_k: Some(1),
             dead_after_tokens: Some(1),
             eval_every: Some(1),

@@ -122,7 +122,7 @@ impl RunConfig {
         if let (Shrink::Cel0 { eta }, Some(given)) = (&mut sparsifier.shrink, sae.eta) {
             *eta = given;
         }
-        sparsifier
+        sparsifier.encoded_by(self.encoder())
     }
 
     /// Whether thresholds are parameters that training moves.
@@ -186,6 +186,7 @@ impl RunConfig {
         if self.sparsifier().k().is_some() {
             self.sae.k.get_or_insert(K);
         }
+        self.fill_encoder();
         self.fill_course();
         if !self.sparsifier().is_inference_form() {
             let (form, l0) = self.inference();
@@ -223,6 +224,7 @@ impl RunConfig {
                 return Err(Error::config(key, format!("is {value}, expected {expected}")));
             }
         }
+        self.validate_encoder()?;
         self.validate_course(d_sae)?;
         self.sparsifier().validate(d_sae.unwrap_or(usize::MAX))?;
         self.validate_inference(d_sae)?;

@@ -81,7 +81,7 @@ impl DataConfig {
 }
 
 impl RunConfig {
-    /// Refuses a skip connection where nothing is skipped, and a tied encoder where there is another thing to decode.
+    /// Refuses a skip connection where nothing is skipped, and what goes only with writing what is read.
     pub(super) fn validate_shape(&self) -> Result<()> {
         if self.sae.skip && !self.data.has_target() {
             return Err(Error::config(
@@ -90,7 +90,25 @@ impl RunConfig {
                  written; an autoencoder would copy its input over it",
             ));
         }
-        match self.is_tied() && self.data.has_target() {
+        if !self.data.has_target() {
+            return Ok(());
+        }
+        if !self.encoder().is_linear() {
+            return Err(Error::config(
+                "sae.encoder",
+                format!(
+                    "is {}, but there is a data.target: steps look at what the code leaves of the activation that is read",
+                    self.encoder().name()
+                ),
+            ));
+        }
+        if self.objective.masked.is_some() {
+            return Err(Error::config(
+                "objective.masked",
+                "is given, but there is a data.target: what is hidden of the activation that is read is to be written",
+            ));
+        }
+        match self.is_tied() {
             false => Ok(()),
             true => Err(Error::config(
                 "sae.tied",

@@ -179,6 +179,15 @@ fn values_that_cannot_be_are_refused() {
             vec!["sae.zipf_offset"],
         ),
         (vec![("sae.k_start", "64"), ("sae.k_share", "1.5")], vec!["sae.k_share"]),
+        (vec![("objective.masked.hidden", "1")], vec!["objective.masked.hidden"]),
+        (
+            vec![("sae.encoder", "unrolled"), ("sae.encoder_steps", "0")],
+            vec!["sae.encoder_steps"],
+        ),
+        (
+            vec![("train.aux", "aux_zipf"), ("train.aux_zipf_share", "-1")],
+            vec!["train.aux_zipf_share"],
+        ),
         (vec![("sae.method", "cel0"), ("sae.eta", "1")], vec!["sae.eta"]),
     ] {
         let problem = problem(&pairs);
@@ -292,6 +301,42 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
         ),
         (vec![("sae.lambda", "0.1")], ["sae.lambda", "sae.method is topk"]),
         (
+            vec![("sae.encoder_steps", "2")],
+            ["sae.encoder_steps", "sae.encoder is linear"],
+        ),
+        (
+            vec![("sae.encoder", "unrolled"), ("sae.method", "batch_topk")],
+            ["sae.encoder", "sae.method"],
+        ),
+        (
+            vec![("sae.encoder", "unrolled"), ("sae.method", "gated")],
+            ["sae.encoder", "sae.method"],
+        ),
+        (
+            vec![("sae.encoder", "matching_pursuit"), ("sae.method", "relu")],
+            ["sae.encoder", "sae.method"],
+        ),
+        (
+            vec![("sae.encoder", "orthogonal_pursuit")],
+            ["sae.encoder", "sae.method is to be abs_topk"],
+        ),
+        (
+            vec![("sae.encoder", "matching_pursuit"), ("sae.tied", "false")],
+            ["sae.tied", "sae.encoder is matching pursuit"],
+        ),
+        (
+            vec![("sae.encoder", "unrolled"), ("sae.inference", "threshold")],
+            ["sae.inference", "sae.encoder is unrolled(3)"],
+        ),
+        (
+            vec![("train.aux_zipf_share", "0.1")],
+            ["train.aux_zipf_share", "train.aux is aux_k"],
+        ),
+        (
+            vec![("train.aux", "aux_zipf"), ("train.aux_weight", "0")],
+            ["train.aux", "train.aux_weight"],
+        ),
+        (
             vec![("sae.method", "relu"), ("sae.k_start", "8")],
             ["sae.k_start", "sae.method is relu"],
         ),
@@ -394,6 +439,22 @@ fn shapes_that_contradict_themselves_are_refused_naming_both_keys() {
             &["data.target", "data.hook"],
         ),
         (&[("data.hooks", "[\"a\", \"a\"]")], &["data.hooks", "a twice"]),
+        (
+            &[("data.hook", "a"), ("data.target", "b"), ("sae.tied", "true")],
+            &["sae.tied", "data.target"],
+        ),
+        (
+            &[("data.hook", "a"), ("data.target", "b"), ("sae.encoder", "unrolled")],
+            &["sae.encoder", "data.target"],
+        ),
+        (
+            &[
+                ("data.hook", "a"),
+                ("data.target", "b"),
+                ("objective.masked.hidden", "0.1"),
+            ],
+            &["objective.masked", "data.target"],
+        ),
         (&[("data.hooks", "[]")], &["data.hooks", "no hook"]),
         (&[("data.target", "[]")], &["data.target", "no hook"]),
         (&[("data.target", "1")], &["data.target", "name of a hook"]),

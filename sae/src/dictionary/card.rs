@@ -104,7 +104,7 @@ fn is_yes(value: &bool) -> bool {
 
 impl DictionaryCard {
     /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds, 3 values that are
-    /// shrunk and other shapes than autoencoders.
+    /// shrunk, encoders of several steps, and other shapes than autoencoders.
     pub const VERSION: u32 = 3;
 
     /// The places that are read, in the order of the columns.
@@ -159,6 +159,12 @@ impl DictionaryCard {
         }
         if self.skip && self.writes.is_empty() {
             return Some("has a skip connection, but writes what it reads".into());
+        }
+        if !self.sparsifier.encoder.is_linear() && !self.writes.is_empty() {
+            return Some(format!(
+                "is encoded by {}, which looks at what the code leaves of what is read, but writes something else",
+                self.sparsifier.encoder.name()
+            ));
         }
         (self.apply_b_dec_to_input && d_in != d_out)
             .then(|| format!("subtracts b_dec of width {d_out} from what it reads, of width {d_in}"))

@@ -72,6 +72,12 @@ impl Sae {
                 ))),
             };
         }
+        if !trained_as.encoder.is_linear() {
+            return Err(Error::Invalid(format!(
+                "{} is used as it was trained: thresholds are set on the scores of one product",
+                trained_as.name()
+            )));
+        }
         if !(target_l0 > 0.0 && target_l0 <= self.d_sae() as f64) {
             return Err(Error::Invalid(format!(
                 "no threshold makes {target_l0} of {} latents fire",

@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::encoder::Encoder;
 use crate::sparsifier::{Score, Shrink};
 
 /// `n` values between -1 and 1.
@@ -349,6 +350,68 @@ fn forms_for_training_alone_are_neither_saved_nor_loaded() {
             error.contains("dictionary.json") && error.contains("form for training"),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn encoders_of_several_steps_are_saved_fold_scales_and_get_no_thresholds() {
+    let score = Score::Magnitude;
+    let k = Allocation::PerToken { k: 3 };
+    for (allocation, encoder) in [
+        (k, Encoder::Unrolled { steps: 3 }),
+        (Allocation::Threshold, Encoder::Unrolled { steps: 2 }),
+        (k, Encoder::MatchingPursuit),
+        (k, Encoder::OrthogonalPursuit),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut before = sae(6, 20, Sparsifier::new(score, allocation).encoded_by(encoder));
+        // Not so far off that steps run away.
+        before.w_enc = before.w_enc * 0.2;
+        if encoder.is_pursuit() {
+            before.w_dec = before.w_dec.clone() / (before.w_dec.clone() * before.w_dec).sum_dim(1).sqrt();
+            before.w_enc = before.w_dec.clone();
+            before.b_enc = before.b_enc.zeros_like();
+        }
+        before.save(dir.path(), &card(&before)).unwrap();
+        let json = fs::read_to_string(dir.path().join(CARD)).unwrap();
+        assert!(
+            json.contains("\"encoder\""),
+            "an older reader knows no such key: {json}"
+        );
+        let (after, _) = Sae::load(dir.path(), &Device::flex()).unwrap();
+        let x = noise(50 * 6, 11);
+        let code = before.encode_rows(&x).unwrap();
+        assert_eq!(after.encode_rows(&x).unwrap(), code);
+        // Two hooks, each with a scale of its own.
+        let places = vec![Scale { width: 2, scale: 8.0 }, Scale { width: 4, scale: 0.25 }];
+        let scales = Scales {
+            read: places.clone(),
+            write: places,
+        };
+        let raw: Vec<f32> = x
+            .iter()
+            .enumerate()
+            .map(|(n, v)| v / if n % 6 < 2 { 8.0 } else { 0.25 })
+            .collect();
+        let found = before.clone().fold_scales(&scales).encode_rows(&raw).unwrap();
+        for row in 0..50 {
+            let sorted = |code: &HostCode| {
+                let mut row: Vec<(usize, f32)> = code.row(row).collect();
+                row.sort_by_key(|e| e.0);
+                row
+            };
+            for (a, b) in sorted(&found).iter().zip(sorted(&code)) {
+                assert!(
+                    a.0 == b.0 && (a.1 * scales.code() - b.1).abs() < 1e-4,
+                    "{encoder:?}: {a:?} {b:?}"
+                );
+            }
+        }
+        let rows = |see: &mut dyn FnMut(&[f32]) -> Result<()>| see(&x);
+        let refused = before
+            .into_inference(InferenceForm::Threshold, 3.0, &rows, &rows)
+            .unwrap_err();
+        assert!(refused.to_string().contains("one product"), "{refused}");
     }
 }
 

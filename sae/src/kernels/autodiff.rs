@@ -126,6 +126,37 @@ impl<B: SparseKernels> Backward<B, 2> for DecodeBackward {
     }
 }
 
+/// What the way back through products with rows needs.
+#[derive(Clone, Debug)]
+struct Dotted<X, I> {
+    rows: Rows,
+    indices: I,
+    vectors: X,
+    matrix: X,
+    d_sae: usize,
+}
+
+#[derive(Debug)]
+struct DotsBackward;
+
+impl<B: SparseKernels> Backward<B, 2> for DotsBackward {
+    type State = Dotted<FloatTensor<B>, IntTensor<B>>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [vectors_node, matrix_node] = ops.parents;
+        let grad = grads.consume::<B>(&ops.node);
+        let s = ops.state;
+        if let Some(node) = vectors_node {
+            let sums = B::sum_rows(s.rows.clone(), s.indices.clone(), grad.clone(), s.matrix);
+            grads.register::<B>(node.id, sums);
+        }
+        if let Some(node) = matrix_node {
+            let (matrix, _) = B::scatter_rows(vec![(s.rows, s.indices, grad)], s.vectors, s.d_sae);
+            grads.register::<B>(node.id, matrix);
+        }
+    }
+}
+
 /// What the way back through nested errors needs: everything, since errors are computed anew rather than kept.
 #[derive(Clone, Debug)]
 struct Nested<X, I> {
@@ -223,6 +254,29 @@ impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
                 };
                 prep.finish(state, output)
             }
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn sparse_dots(
+        rows: Rows,
+        indices: IntTensor<Self>,
+        vectors: FloatTensor<Self>,
+        matrix: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [d_sae, _] = matrix.shape().dims();
+        let nodes = [vectors.node.clone(), matrix.node.clone()];
+        let state = Dotted {
+            rows,
+            indices,
+            vectors: vectors.primitive,
+            matrix: matrix.primitive,
+            d_sae,
+        };
+        let s = state.clone();
+        let output = B::dot_rows(s.rows, s.indices, s.vectors, s.matrix);
+        match DotsBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }

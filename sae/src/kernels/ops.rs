@@ -174,6 +174,14 @@ pub trait SparseOps: Backend {
         w_dec: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// [`SparseKernels::dot_rows`], differentiable in `vectors` and `matrix`.
+    fn sparse_dots(
+        rows: Rows,
+        indices: IntTensor<Self>,
+        vectors: FloatTensor<Self>,
+        matrix: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
     /// [`SparseKernels::nested_forward`], differentiable in `values`, `w_dec` and `start`.
     fn sparse_nested(
         rows: Rows,
@@ -231,6 +239,15 @@ impl<B: SparseKernels> SparseOps for B {
         w_dec: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         Self::sum_rows(rows, indices, values, w_dec)
+    }
+
+    fn sparse_dots(
+        rows: Rows,
+        indices: IntTensor<Self>,
+        vectors: FloatTensor<Self>,
+        matrix: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::dot_rows(rows, indices, vectors, matrix)
     }
 
     fn sparse_nested(

@@ -326,6 +326,14 @@ fn check_products(case: &Case, zero_rows: bool, ragged: bool, device: &Device) {
     assert_close(&read(values.grad(&grads).unwrap()), &dots, "gradient of values");
     assert_close(&read(w_dec.grad(&grads).unwrap()), &scattered, "gradient of w_dec");
 
+    let x = matrix(&host.x, [case.batch, d_in], &device).require_grad();
+    let w_dec = matrix(&host.w_dec, [case.d_sae, d_in], &device).require_grad();
+    let found = super::dots(&code.rows, on_device.indices, x.clone(), w_dec.clone());
+    assert_close(&read(found.clone()), &dots, "products with rows");
+    let grads = (found * vector(&code.values, &device)).sum().backward();
+    assert_close(&read(x.grad(&grads).unwrap()), &sums, "gradient of vectors");
+    assert_close(&read(w_dec.grad(&grads).unwrap()), &scattered, "gradient of rows");
+
     let by_latent = cpu::ByLatent::new(&[(&code.rows, &code.indices, &code.values)], case.d_sae);
     let (mut found, mut found_sums) = (vec![f32::NAN; case.d_sae * d_in], vec![f32::NAN; case.d_sae]);
     by_latent.scatter(&host.x, d_in, &mut found, &mut found_sums);

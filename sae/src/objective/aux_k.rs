@@ -7,6 +7,9 @@
 //!
 //! The gradient reaches the encoder because the code carries pre-activations that were not cut at zero
 //! ([`AuxSelection`](crate::kernels::AuxSelection)): cut, a dead latent would have none.
+//!
+//! `aux_zipf` (after arXiv 2411.02124) is the same over latents that are used too little, dead or not: who fires less than
+//! a share of what Zipf's law gives its rank.
 
 use burn::tensor::Tensor;
 
@@ -21,6 +24,8 @@ pub struct AuxK {
     pub weight: f64,
     /// The number of dead latents from which on it has its full weight.
     pub full_at: usize,
+    /// `aux_k` over dead latents, `aux_zipf` over those that fire less than Zipf's law has it.
+    pub name: &'static str,
 }
 
 impl Face for AuxK {

@@ -18,6 +18,7 @@ pub(super) fn pass(device: &Device, with_aux: bool) -> Forward {
         aux: with_aux.then(|| code([2, 2], [0.5, -1.0])),
         near: None,
         gate: None,
+        masked: None,
         w_dec: Tensor::from_floats([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], device),
         base: Tensor::zeros([1, 2], device),
         written: vec![2],
@@ -102,6 +103,21 @@ fn tilted_risk_lies_between_the_mean_and_the_worst_and_no_outlier_makes_it_infin
     assert!((of(1e3, &pass) - 1.0).abs() < 1e-3);
     pass.target = pass.target * 1e6;
     assert!(of(10.0, &pass).is_finite());
+}
+
+#[test]
+fn masked_errors_are_counted_where_nothing_was_seen() {
+    let device = Device::flex();
+    let mut pass = pass(&device, false);
+    pass.masked = Some(MaskedPass {
+        recon: Tensor::from_floats([[5.0, 3.0], [2.0, 9.0]], &device),
+        hidden: Tensor::from_floats([[0.0, 1.0], [1.0, 0.0]], &device),
+    });
+    // One of two coordinates of each row, off by 1 and by 2.
+    near(value("[masked]\nhidden = 0.5", &pass), (1.0 + 4.0) / 2.0 / 0.5 / 4.0);
+    pass.masked = None;
+    let config: ObjectiveConfig = toml::from_str("[masked]").unwrap();
+    assert!(config.terms()[0].face().value(&pass).is_none());
 }
 
 #[test]

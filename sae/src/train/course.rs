@@ -19,6 +19,8 @@ pub struct Course {
     pub annealing: Option<(usize, f64)>,
     /// The law of latents' budgets, and the share of the run before there are any.
     pub choice: Option<(Zipf, f64)>,
+    /// The law by which latents are used too little, and below which share of what it gives them.
+    pub under_used: Option<(Zipf, f64)>,
 }
 
 impl Course {
@@ -29,6 +31,7 @@ impl Course {
         Self {
             annealing: sae.k_start.zip(sae.k_share),
             choice: choice.then(|| (config.zipf(), sae.mutual_share.unwrap_or(0.0))),
+            under_used: config.under_used_share().map(|share| (config.zipf(), share)),
         }
     }
 
@@ -92,7 +95,7 @@ mod tests {
     fn a_budget_comes_down_in_a_line_and_stays() {
         let course = Course {
             annealing: Some((50, 0.2)),
-            choice: None,
+            ..Course::default()
         };
         let k = |step| course.sparsifier(Sparsifier::top_k(10), at(step)).k().unwrap();
         assert_eq!([k(0), k(5), k(10), k(19), k(20), k(99)], [50, 40, 30, 12, 10, 10]);
@@ -109,8 +112,8 @@ mod tests {
             offset: 1.0,
         };
         let course = Course {
-            annealing: None,
             choice: Some((law, 0.1)),
+            ..Course::default()
         };
         let end = Sparsifier::new(Score::Positive, Allocation::PerLatent { k: 3 });
         assert_eq!(course.sparsifier(end, at(9)), Sparsifier::batch_top_k(3));

@@ -61,6 +61,21 @@ impl Density {
         budgets
     }
 
+    /// The latents that fire less than `share` of what the law gives their rank, ascending, by the latents' own number a
+    /// token; none before `tokens` fill the window.
+    pub fn under_used(&self, law: Zipf, share: f64, tokens: u64) -> Vec<i32> {
+        if tokens < self.window {
+            return Vec::new();
+        }
+        let all: f64 = self.shares.iter().map(|s| f64::from(*s)).sum();
+        let lawful = self.lawful_shares(law, all);
+        let latents = self.shares.iter().zip(lawful).zip(0..);
+        latents
+            .filter(|((found, lawful), _)| f64::from(**found) < share * lawful)
+            .map(|(_, i)| i)
+            .collect()
+    }
+
     /// The share of tokens that the law gives each latent by its rank, all together `k`. `[d_sae]`
     pub fn lawful_shares(&self, law: Zipf, k: f64) -> Vec<f64> {
         let by_rank = law.capped(self.shares.len(), k, 1.0);
@@ -164,6 +179,15 @@ mod tests {
                 .zip([0.12, 0.15, 0.10, 0.20])
                 .all(|(a, b)| (a - b).abs() < 1e-9)
         );
+    }
+
+    #[test]
+    fn latents_are_under_used_by_the_law_once_the_window_is_full() {
+        // 1/3, 1/4, 1/5, 1/6 of 0.95: 0.33, 0.25, 0.2, 0.17.
+        let density = Density::from_shares(vec![0.04, 0.5, 0.12, 0.29], 100);
+        assert_eq!(density.under_used(LAW, 0.5, 100), [0]);
+        assert_eq!(density.under_used(LAW, 0.7, 100), [0, 2]);
+        assert!(density.under_used(LAW, 0.5, 99).is_empty());
     }
 
     #[test]

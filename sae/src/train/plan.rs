@@ -186,12 +186,17 @@ impl TrainPlan {
 
     pub(super) fn objective(&self) -> Objective {
         let full_at = (self.d_out() / 2).max(1);
-        Objective::new(&self.config.objective, self.config.train.aux_weight, full_at)
+        let objective = Objective::new(&self.config.objective, self.config.train.aux_weight, full_at);
+        match self.config.under_used_share() {
+            Some(_) => objective.with_aux_zipf(),
+            None => objective,
+        }
     }
 
     /// Whether training counts how often latents fire.
     pub(super) fn needs_density(&self) -> bool {
-        matches!(self.config.sparsifier().allocation, Allocation::PerLatent { .. })
+        let budgets = matches!(self.config.sparsifier().allocation, Allocation::PerLatent { .. });
+        budgets || self.config.under_used_share().is_some()
     }
 
     /// Latents that fire for a token, for estimates: where nothing but a penalty says how many, as in the beginning,

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+mod encoders;
 mod parity;
 
 use self::support::npy;
@@ -17,7 +18,7 @@ use super::trainer::{Optimizer, Trainer};
 use super::*;
 use crate::code::to_host;
 use crate::dictionary::{Place, Sae, Scales};
-use crate::objective::{Objective, ObjectiveConfig};
+use crate::objective::{Loss, Objective, ObjectiveConfig};
 use crate::optimizer::{Adam, Moments};
 use crate::sparsifier::Sparsifier;
 

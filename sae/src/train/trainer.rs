@@ -1,5 +1,7 @@
 //! What the loop carries from step to step, and what a step does.
 
+mod forward;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::TrainPlan;
@@ -11,10 +13,9 @@ use super::sides::Sides;
 use super::start::{Start, random_directions};
 use crate::dictionary::{Sae, Scales};
 use crate::error::Result;
-use crate::kernels::{AuxSelection, Selection, decode, encode};
-use crate::objective::{Forward, Loss, Moment, Objective};
+use crate::objective::{Loss, Moment, Objective};
 use crate::optimizer::{Adam, Constraint, Moments};
-use crate::sparsifier::{Allocation, Gate, Near};
+use crate::sparsifier::{Allocation, Gate};
 
 /// Adam's state of every parameter.
 pub struct Optimizer {
@@ -260,20 +261,6 @@ impl Trainer {
         }
     }
 
-    /// What is selected from a batch of so many rows in the next step.
-    fn selection(&self, batch: usize) -> Selection {
-        let sae = &self.sae;
-        if let Some(threshold) = self.learned_threshold() {
-            return Selection::Above {
-                score: sae.sparsifier.score,
-                bars: Near::bars(threshold, self.bandwidth),
-            };
-        }
-        let now = self.course.sparsifier(sae.sparsifier, self.moment());
-        let per_latent = self.course.per_latent(now, self.density.as_ref(), batch, &sae.device());
-        per_latent.unwrap_or_else(|| sae.selection_as(now))
-    }
-
     /// The thresholds, if they are parameters that training moves.
     fn learned_threshold(&self) -> Option<&Tensor<1>> {
         self.sae
@@ -296,7 +283,7 @@ impl Trainer {
         };
         let dead = self.silence.dead();
 
-        let pass = self.forward(x, target, &dead);
+        let pass = self.forward(x, target, &self.aux_latents(&dead, batch));
         let loss = self.objective.loss(&pass);
         // Here the host waits for the device.
         let (total, parts) = loss.read()?;
@@ -322,60 +309,6 @@ impl Trainer {
             l0: active as f32 / batch as f32,
             dead_share: dead.len() as f32 / self.sae.d_sae() as f32,
         })
-    }
-
-    /// Encodes `x: [batch, d_in]`, selects and reconstructs `target: [batch, d_out]`, scaled activations on the plain
-    /// device; the latents `dead` get an auxiliary code.
-    pub fn forward(&self, x: Tensor<2>, target: Tensor<2>, dead: &[i32]) -> Forward {
-        let sae = &self.sae;
-        let candidates = || Tensor::from_data(TensorData::new(dead.to_vec(), [dead.len()]), &sae.device());
-        let aux = (!dead.is_empty() && self.aux_k > 0).then(|| AuxSelection {
-            score: sae.sparsifier.score,
-            k: self.aux_k,
-            candidates: candidates(),
-        });
-        // Not tracked: the gradient that b_dec gets through the encoder is added in `gradients`.
-        let centred = match sae.apply_b_dec_to_input {
-            true => x.clone() - sae.b_dec.clone().no_grad().unsqueeze(),
-            false => x.clone(),
-        };
-        let selection = self.selection(x.dims()[0]);
-        let selected = encode(centred, sae.w_enc.clone(), sae.b_enc.clone(), selection, aux);
-        let mut code = sae.shrink(selected.main);
-        let near = self.learned_threshold().map(|threshold| {
-            let (indices, pre) = (code.indices.clone(), code.values.clone());
-            Near::new(indices, pre, threshold.clone(), self.bandwidth)
-        });
-        if let Some(near) = &near {
-            code.values = near.values();
-        }
-        let mut open = None;
-        if let Some(gate) = &self.gate {
-            let u = code.values.clone();
-            code.values = gate.values(code.indices.clone(), u.clone(), &sae.b_enc);
-            open = Some(u);
-        }
-        let base = sae.b_dec.clone().unsqueeze::<2>();
-        let base = match &sae.skip {
-            Some(skip) => Tensor::from_inner(x).matmul(skip.clone().transpose()) + base,
-            None => base,
-        };
-        let recon = decode(&code, sae.w_dec.clone()) + base.clone();
-        Forward {
-            target: Tensor::from_inner(target),
-            recon,
-            code,
-            signed: sae.sparsifier.is_signed(),
-            aux: selected.aux,
-            near,
-            gate: open,
-            w_dec: sae.w_dec.clone(),
-            base,
-            written: self.scales.write.iter().map(|place| place.width).collect(),
-            n_dead: dead.len(),
-            variance: self.variance,
-            moment: self.moment(),
-        }
     }
 
     /// The gradients of a loss. Consumes its graph, so that parameters are not shared any more.

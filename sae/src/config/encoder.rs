@@ -1,0 +1,80 @@
+//! The keys of encoders that are more than a product.
+
+use serde::{Deserialize, Serialize};
+
+use super::RunConfig;
+use crate::dictionary::InferenceForm;
+use crate::encoder::Encoder;
+use crate::error::{Error, Result};
+
+/// Steps of an unrolled encoder.
+const STEPS: usize = 3;
+
+/// How pre-activations come about, by name; see [`Encoder`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncoderName {
+    /// One product.
+    #[default]
+    Linear,
+    /// Proximal steps, trained through (LISTA).
+    Unrolled,
+    /// Greedy choices, one latent after the other.
+    MatchingPursuit,
+    /// The same, with all values fitted anew behind every choice.
+    OrthogonalPursuit,
+}
+
+impl RunConfig {
+    /// The encoder.
+    pub(super) fn encoder(&self) -> Encoder {
+        match self.sae.encoder.unwrap_or_default() {
+            EncoderName::Linear => Encoder::Linear,
+            EncoderName::Unrolled => Encoder::Unrolled {
+                steps: self.sae.encoder_steps.unwrap_or(STEPS),
+            },
+            EncoderName::MatchingPursuit => Encoder::MatchingPursuit,
+            EncoderName::OrthogonalPursuit => Encoder::OrthogonalPursuit,
+        }
+    }
+
+    /// Whether encoder and decoder are one matrix.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.sae.tied == Some(true) || self.encoder().is_pursuit()
+    }
+
+    /// Fills in what is left open of it.
+    pub(super) fn fill_encoder(&mut self) {
+        if let Encoder::Unrolled { steps } = self.encoder() {
+            self.sae.encoder_steps = Some(steps);
+        }
+        if self.encoder().is_pursuit() {
+            self.sae.tied = Some(true);
+        }
+    }
+
+    /// Refuses what contradicts the encoder; what it cannot be combined with the sparsifier refuses.
+    pub(super) fn validate_encoder(&self) -> Result<()> {
+        let (sae, encoder) = (&self.sae, self.encoder());
+        let name = encoder.name();
+        if sae.encoder_steps.is_some() && !matches!(encoder, Encoder::Unrolled { .. }) {
+            return Err(Error::config(
+                "sae.encoder_steps",
+                format!("is given, but sae.encoder is {name}: it is for unrolled"),
+            ));
+        }
+        if encoder.is_pursuit() && sae.tied == Some(false) {
+            return Err(Error::config(
+                "sae.tied",
+                format!("is false, but sae.encoder is {name}, which has no matrix of its own"),
+            ));
+        }
+        if !encoder.is_linear() && sae.inference.is_some_and(|form| form != InferenceForm::AsTrained) {
+            return Err(Error::config(
+                "sae.inference",
+                format!("asks for thresholds, but sae.encoder is {name}: they are set on the scores of one product"),
+            ));
+        }
+        Ok(())
+    }
+}

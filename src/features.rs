@@ -122,8 +122,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(interrupt::exit_code(outcome, again))
 }
 
-/// Beside an index, the copy of a store that is not on this machine; it is removed once the index is there.
-fn fetched(out: &Path) -> PathBuf {
+/// Beside what is made of it, the copy of a store that is not on this machine; it is removed once that is there.
+pub fn fetched(out: &Path) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(".acts");
     out.with_file_name(name)
@@ -218,7 +218,7 @@ struct Input {
 }
 
 /// Seconds to encode a row, measured: that is most of the work.
-fn encoding_time(sae: &Sae) -> anyhow::Result<f64> {
+pub fn encoding_time(sae: &Sae) -> anyhow::Result<f64> {
     const ROWS: usize = 256;
     // Any values will do, as long as they are not all the same.
     let x: Vec<f32> = (0..ROWS * sae.d_in()).map(|i| (i % 97) as f32 / 97.0).collect();

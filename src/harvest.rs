@@ -82,7 +82,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Which text, and how it is cut: shared by `harvest`, `train` and `features`.
+/// Which text, and how it is cut: shared by `harvest`, `train`, `features` and `encode`.
 #[derive(clap::Args, Clone, Default)]
 pub struct Text {
     /// Text files, directories of them, patterns such as 'books/*.txt' in quotes, the same in an object store (s3://, gs://,
@@ -204,6 +204,11 @@ impl Text {
     /// Whether none was named.
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()
+    }
+
+    /// After how many tokens to stop.
+    pub fn tokens(&self) -> Option<u64> {
+        self.tokens
     }
 
     /// The keys of run.toml that say the same, of the flags that were given.

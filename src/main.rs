@@ -3,6 +3,7 @@
 mod bars;
 mod completions;
 mod demo;
+mod encode;
 mod features;
 mod harvest;
 mod inspect;
@@ -47,6 +48,7 @@ enum Command {
     Harvest(harvest::Args),
     Train(train::Args),
     Features(features::Args),
+    Encode(encode::Args),
     Serve(serve::Args),
     Inspect(inspect::Args),
     Completions(completions::Args),
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
             Command::Harvest(args) => harvest::run(args),
             Command::Train(args) => train::run(args),
             Command::Features(args) => features::run(args),
+            Command::Encode(args) => encode::run(args),
             Command::Serve(args) => serve::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Completions(args) => completions::run(args),

@@ -6,6 +6,8 @@
 mod acts;
 #[path = "pipeline/compressed.rs"]
 mod compressed;
+#[path = "pipeline/encode.rs"]
+mod encode;
 #[path = "pipeline/int8.rs"]
 mod int8;
 #[path = "pipeline/killed.rs"]

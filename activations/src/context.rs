@@ -102,6 +102,12 @@ pub trait ContextSource {
     /// How many contexts there are in all, when that is known beforehand.
     fn n_contexts(&self) -> Option<u64>;
 
+    /// Said before the first batch: contexts before number `context` are not wanted. Those that come all the same are
+    /// to be passed over; what follows them does not depend on it.
+    fn start_at(&mut self, context: u64) {
+        let _ = context;
+    }
+
     /// The next contexts, or `None` after the last.
     ///
     /// # Errors

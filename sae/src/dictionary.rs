@@ -27,7 +27,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::card::{Calibration, DictionaryCard, HeldOut, Place, Shape};
 pub(crate) use self::file::read_finite;
-pub use self::file::{CARD, PARAMETERS};
+pub use self::file::{CARD, PARAMETERS, digest};
 pub use self::inference::{InferenceForm, Visit};
 pub use self::scale::{Scale, Scales};
 use crate::code::{HostCode, SparseCode, to_host};

@@ -24,6 +24,7 @@ mod record;
 mod round_trip;
 mod writer;
 
+pub(crate) use build::{Block, Encoded};
 pub use build::{BuildOptions, CANDIDATES, Estimate, Naming, Unembedding, build, estimate};
 pub use reader::FeatureIndex;
 pub use record::{

@@ -5,6 +5,7 @@
 //! ([`metrics`]).
 
 pub mod code;
+pub mod codes;
 pub mod config;
 pub mod dictionary;
 pub mod encoder;

@@ -6,8 +6,11 @@
 //! assert_eq!(quality.fvu(), Some(0.0));
 //! ```
 
-/// Reconstruction quality, accumulated over any number of batches.
-#[derive(Clone, Debug)]
+use serde::{Deserialize, Serialize};
+
+/// Reconstruction quality, accumulated over any number of batches. Written down and read again it goes on exactly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Quality {
     rows: u64,
     /// Sum of `|x - recon|^2`.
@@ -31,6 +34,11 @@ impl Quality {
             origin: Vec::new(),
             sum: vec![0.0; d_in],
         }
+    }
+
+    /// Whether it is about rows of width `d_in`, as one that was read must be.
+    pub(crate) fn fits(&self, d_in: usize) -> bool {
+        self.sum.len() == d_in && [0, d_in].contains(&self.origin.len())
     }
 
     /// Adds rows. `x`, `recon`: `[rows, d_in]`, both in the same units.
@@ -75,8 +83,9 @@ impl Quality {
 }
 
 /// How often each latent fires, accumulated over any number of batches. A latent fires where its value is not 0:
-/// negative values count too.
-#[derive(Clone, Debug)]
+/// negative values count too. Written down and read again it goes on exactly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Firing {
     tokens: u64,
     /// `[d_sae]`.

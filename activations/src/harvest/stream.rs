@@ -16,6 +16,8 @@ pub struct ContextStream {
     tokens: Option<u64>,
     /// Of each hook.
     widths: Vec<usize>,
+    /// The first context that is wanted.
+    first: u64,
     batches: Option<Batches>,
 }
 
@@ -34,6 +36,7 @@ impl ContextStream {
             corpus,
             tokens,
             widths,
+            first: 0,
             batches: None,
         }
     }
@@ -59,10 +62,14 @@ impl ContextSource for ContextStream {
         None
     }
 
+    fn start_at(&mut self, context: u64) {
+        self.first = context;
+    }
+
     fn next_batch(&mut self) -> Result<Option<ContextBatch>> {
         let batches = self
             .batches
-            .get_or_insert_with(|| Batches::start(&self.corpus, self.recorder.batch(), 0, self.tokens));
+            .get_or_insert_with(|| Batches::start(&self.corpus, self.recorder.batch(), self.first, self.tokens));
         let contexts = match batches.next().transpose()? {
             Some(Batch { contexts, .. }) if !contexts.is_empty() => contexts,
             _ => return Ok(None),

@@ -89,6 +89,16 @@ impl ContextSource for StoreContexts {
         Some(self.manifest.n_contexts)
     }
 
+    fn start_at(&mut self, context: u64) {
+        // Whole shards are passed over without being opened.
+        while let Some(shard) = self.manifest.shards.get(self.shard)
+            && shard.first_context + shard.n_contexts <= context
+        {
+            self.row += shard.n_rows;
+            self.shard += 1;
+        }
+    }
+
     fn next_batch(&mut self) -> Result<Option<ContextBatch>> {
         while self.waiting.is_empty() {
             if self.shard == self.manifest.shards.len() {

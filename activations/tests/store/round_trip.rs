@@ -41,6 +41,29 @@ fn what_is_written_comes_back_in_natural_order_in_every_format() {
 }
 
 #[test]
+fn contexts_can_be_read_from_any_one_on() {
+    let dir = store(17, ActDtype::F16);
+    let store = Store::open(dir.path()).unwrap();
+    for first in 0..=18 {
+        let mut source = store.contexts(HOOKS[0].0).unwrap();
+        source.start_at(first);
+        let (mut contexts, mut acts, mut skip) = (Vec::new(), Vec::new(), 0);
+        while let Some(batch) = source.next_batch().unwrap() {
+            let before = batch
+                .rows
+                .partition_point(|r| batch.contexts[r.context as usize].index < first);
+            acts.extend_from_slice(&batch.acts[before * HOOKS[0].1..]);
+            skip += batch.contexts.iter().filter(|c| c.index < first).count();
+            contexts.extend(batch.contexts.into_iter().filter(|c| c.index >= first));
+        }
+        let expected: Vec<Context> = (first..17).map(context).collect();
+        assert_eq!(acts, harvest(&expected).1[0]);
+        assert_eq!(contexts, expected);
+        assert!(skip < 5, "only the shard that it lies in is opened");
+    }
+}
+
+#[test]
 fn contexts_without_rows_keep_their_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = StoreWriter::create(dir.path(), &spec(ActDtype::F32)).unwrap();

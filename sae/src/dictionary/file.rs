@@ -1,12 +1,14 @@
 //! A dictionary's directory: `dictionary.safetensors`, and `dictionary.json`, which is written last.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use activations::atomic;
 use activations::safetensors_file::SafeTensors;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::{DictionaryCard, Sae};
 use crate::error::{Error, Result};
@@ -16,6 +18,29 @@ use crate::tensor_file::{self, Entry, Values};
 pub const CARD: &str = "dictionary.json";
 /// The parameters' file name.
 pub const PARAMETERS: &str = "dictionary.safetensors";
+
+/// Digest of the dictionary in `dir`: of its card and its parameters, byte by byte.
+///
+/// # Errors
+/// [`Error::BadFile`] when there is none; what the system says, naming the file.
+pub fn digest(dir: &Path) -> Result<String> {
+    if !dir.join(CARD).exists() {
+        return Err(Error::bad_file(dir, absence(dir)));
+    }
+    let mut digest = Sha256::new();
+    for name in [CARD, PARAMETERS] {
+        let path = dir.join(name);
+        let mut file = fs::File::open(&path).map_err(Error::io(&path))?;
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut piece).map_err(Error::io(&path))? {
+                0 => break,
+                n => digest.update(&piece[..n]),
+            }
+        }
+    }
+    Ok(digest.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
 
 impl Sae {
     /// Loads a dictionary from `path`: a finished run's directory, or any directory with a `dictionary.json`.

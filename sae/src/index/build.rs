@@ -41,7 +41,8 @@ use activations::{ContextSource, Outcome, Progress, Stop};
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use self::encoded::{Encode, Encoded};
+use self::encoded::Encode;
+pub(crate) use self::encoded::{Block, Encoded};
 use self::products::{End, Products, Rows, normalised};
 use self::spill::Spill;
 use self::tallies::Tallies;

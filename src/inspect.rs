@@ -10,6 +10,7 @@ use activations::objects::{Place, Remote};
 use activations::source::{Activations, listing};
 use activations::store::{Store, StoreManifest, StoreSpec, StoreState};
 use anyhow::{Context, bail};
+use sae::bilinear::Bilinear;
 use sae::dictionary::{self, CARD, Sae, Shape};
 use sae::index::FeatureIndex;
 use serde_json::json;
@@ -86,7 +87,7 @@ fn local(path: &Path) -> anyhow::Result<Facts> {
         StoreState::Unfinished(spec) => return unfinished(path, &spec),
         StoreState::Absent | StoreState::Foreign(_) => {}
     }
-    if has(CARD) || has("run.toml") {
+    if has(CARD) || has(sae::bilinear::CARD) || has("run.toml") {
         return run_or_dictionary(path);
     }
     if has("config.json") {
@@ -181,6 +182,9 @@ fn store(path: &Path, manifest: &StoreManifest) -> anyhow::Result<Facts> {
 fn run_or_dictionary(path: &Path) -> anyhow::Result<Facts> {
     let run = path.join("run.toml").exists();
     let mut facts = Facts::new(if run { "run" } else { "dictionary" }, path);
+    if path.join(sae::bilinear::CARD).exists() {
+        return bilinear(facts, path);
+    }
     if !path.join(CARD).exists() {
         facts.broken(format!(
             "unfinished: continue with sae train --out {} --resume",
@@ -213,6 +217,28 @@ fn run_or_dictionary(path: &Path) -> anyhow::Result<Facts> {
         facts.number("held-out rows", quality.rows);
     }
     facts.size(std::fs::metadata(path.join(sae::dictionary::PARAMETERS))?.len());
+    facts.detail("card", serde_json::to_value(&card)?);
+    Ok(facts)
+}
+
+fn bilinear(mut facts: Facts, path: &Path) -> anyhow::Result<Facts> {
+    // Loading checks every parameter: names, shapes, finite values.
+    let (_, card) = Bilinear::load(path, &activations::Device::Cpu.open()?)?;
+    facts.say("shape", "bilinear autoencoder");
+    facts.say("form", card.form.key());
+    facts.number("d_sae", card.d_sae as u64);
+    facts.number("d_in", card.d_in as u64);
+    if let Some(clusters) = card.clusters {
+        facts.number("clusters", clusters as u64);
+    }
+    facts.optional("hook", card.hook.clone());
+    facts.optional("model", card.model.as_ref().map(|m| m.name.clone()));
+    facts.number("trained tokens", card.trained_tokens);
+    if let Some(quality) = card.held_out {
+        facts.figure("fvu of products", quality.fvu, 4);
+        facts.number("held-out rows", quality.rows);
+    }
+    facts.size(std::fs::metadata(path.join(sae::bilinear::PARAMETERS))?.len());
     facts.detail("card", serde_json::to_value(&card)?);
     Ok(facts)
 }

@@ -36,6 +36,7 @@ Examples:
   sae train --model org/name --text 'crawl/*.jsonl.zst' --field content --skip-bad --context 256 --hook … --out runs/i
   sae train --acts acts/ --hook blocks.3.hook_resid_mid --target blocks.3.hook_mlp_out --out runs/t       # a transcoder
   sae train --acts acts/ --hook blocks.2.hook_resid_post --hook blocks.3.hook_resid_post --out runs/x     # a crosscoder
+  sae train --acts acts/ --set sae.method=bilinear --set bilinear.form=mixed --out runs/q       # a bilinear autoencoder
   sae train --acts inputs.npy --target-acts outputs.npy --set sae.skip=true --out runs/s     # a skip transcoder, any model
   sae train --config run.toml --out runs/d
   sae train --out runs/d --resume                                         # after Ctrl-C, a crash or kill -9
@@ -277,6 +278,9 @@ fn print_summary(summary: &RunSummary, out: &Path) {
             count(calibration.rows)
         );
     }
-    say!("dictionary  {}", out.join("dictionary.safetensors").display());
+    let files = [sae::dictionary::PARAMETERS, sae::bilinear::PARAMETERS].map(|name| out.join(name));
+    if let Some(file) = files.iter().find(|file| file.exists()) {
+        say!("dictionary  {}", file.display());
+    }
     say!("curves      {}", out.join("curves.svg").display());
 }

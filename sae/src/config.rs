@@ -14,6 +14,7 @@
 //! # Ok::<(), sae::Error>(())
 //! ```
 
+mod bilinear;
 mod course;
 mod data;
 mod encoder;
@@ -25,6 +26,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::bilinear::BilinearConfig;
 pub use self::data::DataConfig;
 pub use self::encoder::EncoderName;
 pub use self::method::Method;
@@ -47,6 +49,9 @@ pub struct RunConfig {
     pub objective: ObjectiveConfig,
     /// `[train]`: how it is trained.
     pub train: TrainConfig,
+    /// `[bilinear]`: for `sae.method = "bilinear"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bilinear: Option<BilinearConfig>,
 }
 
 /// `[sae]`: which dictionary.

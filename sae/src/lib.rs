@@ -4,6 +4,7 @@
 //! a code is sparse from the moment it is selected ([`code`]), and every number people compare is defined once
 //! ([`metrics`]).
 
+pub mod bilinear;
 pub mod code;
 pub mod codes;
 pub mod config;

@@ -23,8 +23,10 @@ mod dead;
 mod density;
 mod evaluate;
 mod input;
+mod learner;
 mod log;
 mod plan;
+mod quadratic;
 mod read_ahead;
 mod run_dir;
 mod schedule;
@@ -41,13 +43,14 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::density::Zipf;
 use self::input::Input;
+use self::learner::{Learner, Measured};
 use self::log::{Line, Log, Timing};
 pub use self::plan::TrainPlan;
 use self::read_ahead::ReadAhead;
 use self::run_dir::RunDir;
-use self::trainer::{Step, Trainer};
+use self::trainer::Step;
 use crate::config::RunConfig;
-use crate::dictionary::{Calibration, DictionaryCard, HeldOut, Place, Sae};
+use crate::dictionary::{Calibration, HeldOut};
 use crate::error::{Error, Result};
 
 /// In a run's directory, the copy of activations that cannot be read in place: see
@@ -172,7 +175,7 @@ impl Training {
             return stopped(&dir);
         };
         let saved = dir.checkpoint(&device, &plan)?;
-        let done = saved.as_ref().map_or(0, |(trainer, _)| trainer.steps_done());
+        let done = saved.as_ref().map_or(0, |(learner, _)| learner.steps_done());
         let from = saved
             .as_ref()
             .map(|(_, state)| (state.reader, done * plan.batch as u64));
@@ -184,10 +187,10 @@ impl Training {
         if plan.streamed {
             progress.note("the model fills the pool");
         }
-        let (trainer, seconds) = match saved {
-            Some((trainer, state)) => (trainer, state.seconds),
+        let (learner, seconds) = match saved {
+            Some((learner, state)) => (learner, state.seconds),
             None => match input.sample(&plan, &mut batches, stop)? {
-                Some(sample) => (Trainer::start(&plan, &sample, &device)?, 0.0),
+                Some(sample) => (Learner::start(&plan, &sample, &device)?, 0.0),
                 None => return stopped(&dir),
             },
         };
@@ -198,7 +201,7 @@ impl Training {
             input: &input,
             out,
             dir,
-            trainer,
+            learner,
             batches,
             log,
             seconds,
@@ -209,7 +212,7 @@ impl Training {
             return Ok((outcome, None));
         }
         // A run that was killed behind its last checkpoint comes here without a step.
-        let measured = last.map_or_else(|| measure(&run.trainer, &input, &plan), Ok)?;
+        let measured = last.map_or_else(|| run.learner.measure(&input, &plan), Ok)?;
         let summary = finish(measured, &input, &plan, out, run.seconds)?;
         progress.finish();
         Ok((outcome, Some(summary)))
@@ -222,7 +225,7 @@ struct Run<'a> {
     input: &'a Input,
     out: &'a Path,
     dir: RunDir,
-    trainer: Trainer,
+    learner: Learner,
     batches: ReadAhead,
     log: Log,
     /// Of the run, up to the last checkpoint.
@@ -237,21 +240,21 @@ impl Run<'_> {
         let plan = self.plan;
         let (mut held_out, mut last) = (None, None);
         let mut fvu_by_hook = BTreeMap::new();
-        while self.trainer.steps_done() < plan.steps {
+        while self.learner.steps_done() < plan.steps {
             let Some(x) = self.batches.next_batch(stop)? else {
                 self.save()?;
                 return Ok((Outcome::Stopped, None));
             };
-            let step = self.trainer.step(x)?;
+            let step = self.learner.step(x, plan)?;
             if !step.loss.is_finite() {
                 return Err(diverged(&step, &self.dir, self.out));
             }
             progress.advance(plan.batch as u64);
 
-            let done = self.trainer.steps_done();
+            let done = self.learner.steps_done();
             let due = |every: u64| done.is_multiple_of(every) || done == plan.steps;
             if due(plan.eval_every) {
-                let measured = measure(&self.trainer, self.input, plan)?;
+                let measured = self.learner.measure(self.input, plan)?;
                 held_out = Some(measured.held_out);
                 fvu_by_hook.clone_from(&measured.fvu_by_hook);
                 // Kept for the end alone: it shares the parameters, which are updated in place while nobody does.
@@ -282,69 +285,24 @@ impl Run<'_> {
         self.seconds += self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
         self.dir
-            .save(&self.trainer, self.batches.state(), self.seconds, &mut self.log)
+            .save(&self.learner, self.batches.state(), self.seconds, &mut self.log)
     }
-}
-
-/// The dictionary as it would be saved now, and its quality.
-struct Measured {
-    sae: Sae,
-    calibration: Option<Calibration>,
-    held_out: HeldOut,
-    fvu_by_hook: BTreeMap<String, f64>,
-}
-
-fn measure(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<Measured> {
-    let (sae, calibration) = evaluate::inference(trainer, input, plan)?;
-    let (held_out, fvu_by_hook) = evaluate::held_out(&sae, input, plan)?;
-    Ok(Measured {
-        sae,
-        calibration,
-        held_out,
-        fvu_by_hook,
-    })
 }
 
 /// Writes the dictionary with its card, and the summary last: it says that the run is finished.
 fn finish(measured: Measured, input: &Input, plan: &TrainPlan, out: &Path, seconds: f64) -> Result<RunSummary> {
     let Measured {
-        sae,
+        trained,
         calibration,
         held_out,
         fvu_by_hook,
     } = measured;
-    let origin = input.origin();
-    let sides = input.sides();
-    let several = |places: &[Place]| match places.len() > 1 {
-        true => places.to_vec(),
-        false => Vec::new(),
-    };
-    let card = DictionaryCard {
-        version: DictionaryCard::VERSION,
-        d_in: plan.d_in(),
-        d_sae: plan.d_sae,
-        sparsifier: sae.sparsifier,
-        calibration,
-        hook: plan.config.data.hook.clone(),
-        reads: several(&sides.read.places),
-        writes: match sides.same() {
-            true => Vec::new(),
-            false => sides.written.places.clone(),
-        },
-        apply_b_dec_to_input: sae.apply_b_dec_to_input,
-        skip: sae.skip.is_some(),
-        model: origin.model,
-        corpus: origin.corpus,
-        trained_tokens: plan.tokens(),
-        seed: plan.config.train.seed,
-        held_out: Some(held_out),
-    };
-    sae.save(out, &card)?;
+    trained.save(out, plan, input, calibration, held_out)?;
     curves::draw(out)?;
     let summary = RunSummary {
-        method: plan.config.sparsifier().name(),
+        method: plan.method_name(),
         d_in: plan.d_in(),
-        d_out: (!sides.same()).then(|| plan.d_out()),
+        d_out: (!plan.sides.same()).then(|| plan.d_out()),
         d_sae: plan.d_sae,
         steps: plan.steps,
         tokens: plan.tokens(),

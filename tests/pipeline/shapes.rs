@@ -123,3 +123,30 @@ fn shapes_that_cannot_be_are_refused_by_their_keys_and_nothing_is_written() {
     let error = place.error("features --sae run --acts one --out index");
     assert!(error.contains(RESID[0]) && error.contains(MID), "{error}");
 }
+
+#[test]
+fn a_bilinear_autoencoder_is_trained_resumed_and_inspected_and_has_no_index() {
+    let place = Place::new();
+    harvested(&place);
+    let sets = "--json --set sae.method=bilinear --set sae.d_sae=32 --set train.steps=40 --set train.batch=64";
+    let line = format!("train --acts acts --hook {MID} --set bilinear.form=combined --out run {sets}");
+    let summary = place.json(&line);
+    assert_eq!(summary["method"], "Bilinear(combined)");
+    let facts = place.json("inspect run --json");
+    assert_eq!(
+        (&facts["shape"], &facts["form"]),
+        (&"bilinear autoencoder".into(), &"combined".into())
+    );
+    assert_eq!(
+        (facts["clusters"].as_u64(), facts["d_sae"].as_u64()),
+        (Some(32), Some(32))
+    );
+    place.json("train --resume --out run --json");
+    let error = place.error("features --sae run --acts acts --out index");
+    assert!(
+        error.contains("bilinear autoencoder") && error.contains("docs/shapes.md"),
+        "{error}"
+    );
+    let error = place.error(&format!("{line}2 --set sae.k=3"));
+    assert!(error.contains("sae.k") && error.contains("bilinear"), "{error}");
+}

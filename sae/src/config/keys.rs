@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::{Aux, DataConfig, EncoderName, RunConfig, SaeConfig, TrainConfig};
+use super::{Aux, BilinearConfig, DataConfig, EncoderName, RunConfig, SaeConfig, TrainConfig};
 use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
 use crate::objective::ObjectiveConfig;
@@ -59,6 +59,7 @@ fn complete() -> RunConfig {
             ..SaeConfig::default()
         },
         objective: ObjectiveConfig::complete(),
+        bilinear: Some(BilinearConfig::complete()),
         train: TrainConfig {
             steps: Some(1),
             tokens: Some(1),
@@ -202,6 +203,11 @@ pub(super) fn parse(tree: Table) -> Result<RunConfig> {
         .map_err(|e: toml::de::Error| Error::Invalid(e.message().to_owned()))
 }
 
+/// The keys that have a value.
+pub(super) fn given(config: &RunConfig) -> Result<Vec<String>> {
+    Ok(leaves(&tree(config)?).into_iter().map(|(key, _)| key).collect())
+}
+
 /// The keys in which two configurations differ.
 pub(super) fn differences(one: &RunConfig, other: &RunConfig) -> Result<Vec<String>> {
     let (one, other) = (tree(one)?, tree(other)?);
@@ -231,7 +237,9 @@ mod tests {
         assert_eq!(text.lines().filter(|l| l.contains('=')).count(), names.len());
         refuse_unknown(&toml::from_str(&text).unwrap()).unwrap();
         // serde lists the fields it knows: none may be missing from ours.
-        let tables = ["data", "sae", "train", "objective"].into_iter().map(str::to_owned);
+        let tables = ["data", "sae", "train", "objective", "bilinear"]
+            .into_iter()
+            .map(str::to_owned);
         let terms = names
             .iter()
             .filter_map(|k| k.strip_prefix("objective.")?.split_once('.'));

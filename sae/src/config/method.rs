@@ -48,6 +48,8 @@ pub enum Method {
     Half,
     /// CEL0 thresholding, between soft and hard.
     Cel0,
+    /// A bilinear autoencoder (arXiv 2510.16820), which selects nothing: `[bilinear]`.
+    Bilinear,
 }
 
 /// Latents a token where `sae.k` is not given.
@@ -73,6 +75,7 @@ impl Method {
             Self::Soft => "soft",
             Self::Half => "half",
             Self::Cel0 => "cel0",
+            Self::Bilinear => "bilinear",
         }
     }
 
@@ -89,6 +92,8 @@ impl Method {
             Self::ReLU => (Score::Positive, Allocation::All),
             Self::Gated => (Score::Positive, Allocation::Gate),
             Self::JumpReLU => (Score::Positive, Allocation::Threshold),
+            // Every latent has its value.
+            Self::Bilinear => (Score::Value, Allocation::All),
             Self::Hard | Self::Soft | Self::Half | Self::Cel0 => (Score::Magnitude, Allocation::PerBatch { k }),
         };
         let shrink = match self {
@@ -174,6 +179,9 @@ impl RunConfig {
             Method::Cel0 => {
                 sae.eta.get_or_insert(ETA);
             }
+            Method::Bilinear => {
+                self.bilinear.get_or_insert_default();
+            }
             _ => {}
         }
         if sae.method.is_thresholding() {
@@ -196,6 +204,11 @@ impl RunConfig {
 
     /// Refuses keys that contradict the method or each other; with `d_sae`, what is over it.
     pub(crate) fn validate_method(&self, d_sae: Option<usize>) -> Result<()> {
+        self.validate_bilinear()?;
+        if self.is_bilinear() {
+            // Nothing is selected.
+            return Ok(());
+        }
         let sae = &self.sae;
         let method = sae.method.key();
         self.validate_thresholding()?;

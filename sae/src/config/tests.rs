@@ -36,7 +36,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     for (given, suggested) in [
         ("train.warmup_step", "train.warmup_steps"),
         ("train.learning_rate", "train.lr"),
-        ("data.xyzzy_plugh", "there are data.acts"),
+        ("data.xyzzy_plugh", "there are bilinear.clusters"),
         ("sae.dsae", "sae.d_sae"),
         ("sea.k", "sae.k"),
         ("train.k", "sae.k"),
@@ -492,4 +492,34 @@ fn a_target_is_a_name_or_a_list_and_one_name_is_written_as_one() {
         (config.data.hook.clone(), config.data.reads()),
         (None, vec!["b".into(), "c".into()])
     );
+}
+
+#[test]
+fn keys_about_sparsity_beside_a_bilinear_autoencoder_are_refused_naming_both() {
+    for (pairs, parts) in [
+        (&[("sae.k", "3")][..], &["sae.k", "bilinear"][..]),
+        (&[("sae.tied", "true")], &["sae.tied", "bilinear"]),
+        (&[("objective.l1.weight", "1")], &["objective.l1", "bilinear"]),
+        (&[("data.target", "b")], &["data.target", "bilinear"]),
+        (&[("data.hooks", "[\"a\", \"b\"]")], &["data.hooks", "bilinear"]),
+        (&[("bilinear.clusters", "3")], &["bilinear.clusters", "bilinear.form"]),
+        (
+            &[("bilinear.form", "mixed"), ("bilinear.clusters", "0")],
+            &["bilinear.clusters", "0"],
+        ),
+        (&[("bilinear.hoyer", "-1")], &["bilinear.hoyer", "-1"]),
+        (&[("bilinear.form", "sorted")], &["bilinear.form", "ordered"]),
+    ] {
+        let problem = problem(&[&[("sae.method", "bilinear")], pairs].concat());
+        assert!(parts.iter().all(|part| problem.contains(part)), "{problem}");
+    }
+    let alone = problem(&[("bilinear.form", "mixed")]);
+    assert!(
+        alone.contains("bilinear.form") && alone.contains("sae.method is topk"),
+        "{alone}"
+    );
+    let mut config = set(&[("sae.method", "bilinear"), ("sae.expansion", "4")]).unwrap();
+    config.fill_method();
+    config.validate().unwrap();
+    assert_eq!(config.bilinear, Some(BilinearConfig::default()));
 }

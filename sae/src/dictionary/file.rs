@@ -233,6 +233,10 @@ fn absence(dir: &Path) -> String {
         "does not exist: expected a directory with a dictionary.json".into()
     } else if !dir.is_dir() {
         "is a file: expected a directory with a dictionary.json".into()
+    } else if dir.join(crate::bilinear::CARD).exists() {
+        "holds a bilinear autoencoder: its codes are dense and its decoder rows matrices, so that it is no dictionary of \
+         directions (docs/shapes.md says how to read it)"
+            .into()
     } else if dir.join("run.toml").exists() {
         format!(
             "this run has not come to its dictionary yet: finish it with `sae train --resume --out {}`",

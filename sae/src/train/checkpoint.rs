@@ -15,8 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::TrainPlan;
 use super::dead::Silence;
 use super::density::Density;
+use super::learner::Learner;
 use super::log::Lengths;
+use super::quadratic::Quadratic;
 use super::trainer::{Optimizer, Trainer};
+use crate::bilinear::Bilinear;
 use crate::dictionary::{Sae, Scales, read_finite};
 use crate::error::{Error, Result};
 use crate::optimizer::Moments;
@@ -42,21 +45,23 @@ pub struct State {
     pub seconds: f64,
     /// Of the activations.
     pub fingerprint: String,
-    /// What multiplies activations.
-    scales: Scales,
-    /// Of what is written, scaled.
-    variance: f64,
+    /// What multiplies activations; of a sparse dictionary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scales: Option<Scales>,
+    /// Of what is written, scaled; of a sparse dictionary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    variance: Option<f64>,
     /// The file beside this one that holds the tensors.
     tensors: String,
 }
 
-/// Writes the state of `trainer` into `dir`, which is created if it is missing.
+/// Writes the state of `learner` into `dir`, which is created if it is missing.
 ///
 /// # Errors
 /// [`Error::Invalid`] naming a parameter that is not finite: the checkpoint before stays; what the system says.
 pub fn save(
     dir: &Path,
-    trainer: &Trainer,
+    learner: &Learner,
     reader: MixState,
     log: Lengths,
     seconds: f64,
@@ -65,15 +70,29 @@ pub fn save(
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let state = State {
         version: VERSION,
-        step: trainer.steps_done(),
+        step: learner.steps_done(),
         reader,
         log,
         seconds,
         fingerprint: fingerprint.to_owned(),
-        scales: trainer.scales.clone(),
-        variance: trainer.variance,
-        tensors: format!("tensors-{:08}.safetensors", trainer.steps_done()),
+        scales: learner.sparse().map(|trainer| trainer.scales.clone()),
+        variance: learner.sparse().map(|trainer| trainer.variance),
+        tensors: format!("tensors-{:08}.safetensors", learner.steps_done()),
     };
+    let path = dir.join(&state.tensors);
+    match learner {
+        Learner::Sparse(trainer) => write_sparse(&path, trainer)?,
+        Learner::Bilinear(quadratic) => write_bilinear(&path, quadratic)?,
+    }
+    let json = serde_json::to_vec_pretty(&state)
+        .map_err(|e| Error::Invalid(format!("the state of training does not serialise: {e}")))?;
+    atomic::write(&dir.join(STATE), &json)?;
+    remove_others(dir, &state.tensors)?;
+    Ok(state)
+}
+
+/// Writes the tensors of a sparse dictionary in training.
+fn write_sparse(path: &Path, trainer: &Trainer) -> Result<()> {
     let sae = trainer.inside();
     let gate = trainer
         .gate
@@ -115,13 +134,24 @@ pub fn save(
         let read = Box::new(|| Ok(density.shares().to_vec()));
         entries.push(Entry::new("density", Values::Later { shape, read }));
     }
-    tensor_file::write(&dir.join(&state.tensors), &entries)?;
+    tensor_file::write(path, &entries)
+}
 
-    let json = serde_json::to_vec_pretty(&state)
-        .map_err(|e| Error::Invalid(format!("the state of training does not serialise: {e}")))?;
-    atomic::write(&dir.join(STATE), &json)?;
-    remove_others(dir, &state.tensors)?;
-    Ok(state)
+/// Writes the tensors of a bilinear autoencoder in training.
+fn write_bilinear(path: &Path, quadratic: &Quadratic) -> Result<()> {
+    let of = quadratic.inside();
+    let rows = vec![of.d_sae(), of.d_in()];
+    let mut entries = vec![
+        Entry::new("left", Values::Matrix(&of.left)),
+        Entry::new("right", Values::Matrix(&of.right)),
+    ];
+    entries.extend(moments("left", rows.clone(), || quadratic.left.read()));
+    entries.extend(moments("right", rows, || quadratic.right.read()));
+    if let (Some(mix), Some(of_mix)) = (&of.mix, &quadratic.mix) {
+        entries.push(Entry::new("mix", Values::Matrix(mix)));
+        entries.extend(moments("mix", mix.dims().to_vec(), || of_mix.read()));
+    }
+    tensor_file::write(path, &entries)
 }
 
 /// The two moments of a parameter, read only when they are written.
@@ -183,16 +213,43 @@ pub fn read_state(dir: &Path) -> Result<Option<State>> {
     Ok(Some(state))
 }
 
-/// The trainer that `state`, of the checkpoint in `dir`, was saved from.
+/// What `state`, of the checkpoint in `dir`, was saved from.
 ///
 /// # Errors
 /// [`Error::BadFile`] naming the tensor that is missing, misshapen or not finite.
-pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> Result<Trainer> {
+pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> Result<Learner> {
     let path = dir.join(&state.tensors);
     let from = Tensors {
         file: SafeTensors::open(&path)?,
         path,
         device,
+    };
+    Ok(match plan.config.is_bilinear() {
+        true => Learner::Bilinear(Box::new(read_bilinear(&from, state, plan)?)),
+        false => Learner::Sparse(Box::new(read_sparse(&from, state, plan)?)),
+    })
+}
+
+fn read_bilinear(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Quadratic> {
+    let (rows, config, steps) = ([plan.d_sae, plan.d_in()], plan.bilinear(), state.step);
+    let mix = config.clusters.map(|clusters| [clusters, plan.d_sae]);
+    let bilinear = Bilinear {
+        left: from.tensor("left", rows)?,
+        right: from.tensor("right", rows)?,
+        mix: mix.map(|shape| from.tensor("mix", shape)).transpose()?,
+        form: config.form,
+    };
+    let (left, right) = (from.moments("left", rows, steps)?, from.moments("right", rows, steps)?);
+    let mix = mix.map(|shape| from.moments("mix", shape, steps)).transpose()?;
+    Ok(Quadratic::new(plan, bilinear, left, right, mix, steps))
+}
+
+fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Trainer> {
+    let (Some(scales), Some(variance)) = (&state.scales, state.variance) else {
+        return Err(Error::bad_file(
+            &from.path,
+            "its state.json has no scales or no variance",
+        ));
     };
     let (d_in, d_out, d_sae, steps) = (plan.d_in(), plan.d_out(), plan.d_sae, state.step);
     let skips = plan.config.sae.skip;
@@ -255,8 +312,8 @@ pub fn restore(dir: &Path, state: &State, plan: &TrainPlan, device: &Device) -> 
         optimizer,
         silence,
         density,
-        state.scales.clone(),
-        state.variance,
+        scales.clone(),
+        variance,
         steps,
     ))
 }

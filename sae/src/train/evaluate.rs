@@ -7,6 +7,10 @@ use super::TrainPlan;
 use super::input::Input;
 use super::sides::{Side, Sides};
 use super::trainer::Trainer;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::bilinear::Bilinear;
+use crate::code::to_host;
 use crate::dictionary::{Calibration, HeldOut, Sae};
 use crate::error::{Error, Result};
 use crate::metrics::{Firing, Quality};
@@ -91,6 +95,46 @@ pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<(HeldOut, 
         dead_share: of_some(firing.dead_share())?,
     };
     Ok((held_out, by_hook))
+}
+
+/// Measures how well products `x x^T`, with `x` of length 1, are reconstructed on the whole held-out set. The FVU's best
+/// constant is the mean of the products.
+///
+/// # Errors
+/// As [`held_out`].
+pub fn products(bilinear: &Bilinear, input: &Input, plan: &TrainPlan) -> Result<HeldOut> {
+    let (d_in, device) = (bilinear.d_in(), bilinear.device());
+    let (mut rows, mut error, mut square) = (0u64, 0.0, 0.0);
+    let mut sum = vec![0.0f64; d_in * d_in];
+    let total = |t: Tensor<2>| -> Result<f64> {
+        let values = to_host::<f32>(t.try_into_data())?;
+        Ok(values.into_iter().map(f64::from).sum())
+    };
+    visit(input, plan.held_out_rows.clone(), &mut |values| {
+        let n = values.len() / d_in;
+        let x = Tensor::<2>::from_data(TensorData::new(values.to_vec(), [n, d_in]), &device);
+        let x = Bilinear::normalised(x);
+        error += total(bilinear.errors(x.clone(), bilinear.latents(x.clone()), false))?;
+        let lengths = (x.clone() * x.clone()).sum_dim(1);
+        square += total(lengths.clone() * lengths)?;
+        let products = to_host::<f32>(x.clone().transpose().matmul(x).try_into_data())?;
+        sum.iter_mut().zip(products).for_each(|(s, v)| *s += f64::from(v));
+        rows += n as u64;
+        Ok(())
+    })?;
+    let variance = square - sum.iter().map(|s| s * s).sum::<f64>() / rows.max(1) as f64;
+    if variance <= 1e-9 * square {
+        return Err(Error::Invalid(format!(
+            "{}: all held-out rows have one direction, so that nothing can be measured on them",
+            input.name()
+        )));
+    }
+    Ok(HeldOut {
+        rows,
+        fvu: error / variance,
+        l0: bilinear.d_sae() as f64,
+        dead_share: 0.0,
+    })
 }
 
 /// The places of what is written, each as a side of it; none where there is but one.

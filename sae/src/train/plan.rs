@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use super::input::Input;
 use super::schedule::Schedule;
 use super::sides::{Side, Sides};
-use crate::config::RunConfig;
+use crate::config::{BilinearConfig, RunConfig};
 use crate::dictionary::Shape;
 use crate::error::{Error, Result};
 use crate::objective::Objective;
@@ -140,6 +140,9 @@ impl TrainPlan {
             schedule,
             config,
         };
+        if let Some(bilinear) = plan.config.bilinear.as_mut().filter(|b| b.form.mixes()) {
+            bilinear.clusters.get_or_insert(d_sae.min(2 * plan.sides.read.width()));
+        }
         plan.config.validate_method(Some(d_sae))?;
         plan.estimate_sizes(input)?;
         Ok(plan)
@@ -193,6 +196,19 @@ impl TrainPlan {
         }
     }
 
+    /// `[bilinear]`, its defaults where it trains something else.
+    pub(super) fn bilinear(&self) -> BilinearConfig {
+        self.config.bilinear.clone().unwrap_or_default()
+    }
+
+    /// What it trains, for people: `TopK(32)`.
+    pub fn method_name(&self) -> String {
+        match self.config.is_bilinear() {
+            true => format!("Bilinear({})", self.bilinear().form.key()),
+            false => self.config.sparsifier().name(),
+        }
+    }
+
     /// Whether training counts how often latents fire.
     pub(super) fn needs_density(&self) -> bool {
         let budgets = matches!(self.config.sparsifier().allocation, Allocation::PerLatent { .. });
@@ -216,7 +232,8 @@ impl TrainPlan {
             true => d_out,
             false => d_in.checked_add(d_out)?,
         };
-        let matrices = widths.checked_mul(d_sae)?.checked_add(skip)?;
+        let mix = (self.bilinear().clusters.unwrap_or(0) as u64).checked_mul(d_sae)?;
+        let matrices = widths.checked_mul(d_sae)?.checked_add(skip)?.checked_add(mix)?;
         matrices.checked_add(d_out + d_sae)
     }
 
@@ -233,6 +250,12 @@ impl TrainPlan {
             // gradient of the reconstruction; codes with their gradients.
             let memory = parameters.checked_mul(4)?.checked_add(rows.checked_mul(8)?)?;
             let memory = memory.checked_add(codes.checked_mul(3)?)?.checked_add(reading?)?;
+            // A kernel over pairs of latents, the products and weights that it is made of, and their gradients.
+            let pairs = match self.config.is_bilinear() {
+                true => (self.d_sae as u64).checked_mul(self.d_sae as u64)?.checked_mul(4 * 6)?,
+                false => 0,
+            };
+            let memory = memory.checked_add(pairs)?;
             // A checkpoint holds parameters and moments.
             Some((memory, parameters.checked_mul(7)?.checked_add(self.copy_bytes)?))
         };
@@ -297,7 +320,7 @@ impl fmt::Display for TrainPlan {
         let rows = |r: &Range<u64>| r.end - r.start;
         let (train, held_out) = (rows(&self.train_rows), rows(&self.held_out_rows));
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let name = self.config.sparsifier().name();
+        let name = self.method_name();
         let (d_in, d_out, d_sae) = (self.d_in(), self.d_out(), self.d_sae);
         match self.shape() {
             Shape::Autoencoder => writeln!(f, "{name} with d_sae {d_sae} on {} (d_in {d_in})", self.source)?,

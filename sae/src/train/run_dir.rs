@@ -8,9 +8,10 @@ use activations::source::MixState;
 use burn::tensor::Device;
 
 use super::checkpoint::{self, State};
+use super::learner::Learner;
 use super::log::{Lengths, Log};
-use super::trainer::Trainer;
 use super::{RunSummary, TrainPlan};
+use crate::bilinear;
 use crate::config::{RUN_TOML, RunConfig};
 use crate::dictionary::CARD;
 use crate::error::{Error, Result};
@@ -61,7 +62,8 @@ impl RunDir {
     }
 
     fn refuse_dictionary(&self) -> Result<()> {
-        match self.path.join(CARD).exists() {
+        let there = [CARD, bilinear::CARD].iter().any(|card| self.path.join(card).exists());
+        match there {
             false => Ok(()),
             true => Err(Error::bad_file(
                 &self.path,
@@ -127,11 +129,11 @@ impl RunDir {
             .map_err(|e| Error::bad_file(&path, format!("not the summary of a run: {e}")))
     }
 
-    /// The trainer as it was at the last checkpoint, with the rest of its state; `None` before the first one.
-    pub fn checkpoint(&self, device: &Device, plan: &TrainPlan) -> Result<Option<(Trainer, State)>> {
+    /// What is trained as it was at the last checkpoint, with the rest of its state; `None` before the first one.
+    pub fn checkpoint(&self, device: &Device, plan: &TrainPlan) -> Result<Option<(Learner, State)>> {
         let Some(state) = &self.state else { return Ok(None) };
-        let trainer = checkpoint::restore(&self.path.join(CHECKPOINT), state, plan, device)?;
-        Ok(Some((trainer, state.clone())))
+        let learner = checkpoint::restore(&self.path.join(CHECKPOINT), state, plan, device)?;
+        Ok(Some((learner, state.clone())))
     }
 
     /// Steps taken at the last checkpoint.
@@ -148,12 +150,12 @@ impl RunDir {
     }
 
     /// Writes a checkpoint. The logs are on the disk before it speaks of them.
-    pub fn save(&mut self, trainer: &Trainer, reader: MixState, seconds: f64, log: &mut Log) -> Result<()> {
+    pub fn save(&mut self, learner: &Learner, reader: MixState, seconds: f64, log: &mut Log) -> Result<()> {
         let lengths = log.sync()?;
         let dir = self.path.join(CHECKPOINT);
         self.state = Some(checkpoint::save(
             &dir,
-            trainer,
+            learner,
             reader,
             lengths,
             seconds,

@@ -382,7 +382,7 @@ impl Trainer {
 }
 
 /// The gradient of a leaf; zeros where nothing depended on it.
-fn gradient<const D: usize>(param: &Tensor<D>, grads: &mut burn::tensor::Gradients) -> Tensor<D> {
+pub(super) fn gradient<const D: usize>(param: &Tensor<D>, grads: &mut burn::tensor::Gradients) -> Tensor<D> {
     param
         .grad_remove(grads)
         .unwrap_or_else(|| param.clone().no_grad().zeros_like())

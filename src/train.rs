@@ -75,8 +75,8 @@ pub struct Args {
     /// Directory of the run; must not hold one, unless --resume
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Where in the model; of a store the hook, when it has several; of other files the tensor or column. Several times: a
-    /// crosscoder over all of them
+    /// Where in the model; of a store the hook, when it has several; of other files the tensor or column. Several times,
+    /// or a pattern such as blocks.*.hook_resid_post: a crosscoder over all of them
     #[arg(long = "hook", value_name = "HOOK")]
     hooks: Vec<String>,
     /// What to write where it is not what is read: a transcoder from --hook to this hook (repeatable)
@@ -172,7 +172,7 @@ fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
     }
     match &args.hooks[..] {
         [] => {}
-        [hook] => overrides.push(("data.hook".into(), toml_string(hook))),
+        [hook] if !hook.contains('*') => overrides.push(("data.hook".into(), toml_string(hook))),
         several => overrides.push(("data.hooks".into(), toml_list(several))),
     }
     if !args.target.is_empty() {

@@ -251,7 +251,10 @@ fn a_skip_connection_takes_what_is_linear_and_leaves_latents_to_the_rest() {
 fn a_crosscoder_reads_and_writes_every_hook_and_its_quality_is_known_of_each() {
     let place = Place::of_store();
     // Hooks of different units: the second stream is that of the first and more.
-    let sets = [("data.hooks", BOTH), ("train.eval_every", "100")];
+    let sets = [
+        ("data.hooks", "[\"blocks.*.hook_resid_post\"]"),
+        ("train.eval_every", "100"),
+    ];
     let summary = place.run(&place.on_store(&sets), "cross", false);
     let hooks: Vec<&str> = summary.fvu_by_hook.keys().map(String::as_str).collect();
     assert_eq!(hooks, &HOOKS[..2]);
@@ -440,6 +443,10 @@ fn hooks_that_are_not_there_and_rows_of_other_tokens_are_refused_before_anything
         (
             &[("data.hooks", "[\"blocks.9.x\"]")],
             &["data.hooks", "blocks.9.x", HOOKS[0]],
+        ),
+        (
+            &[("data.hooks", "[\"blocks.*.attn.hook_q\"]")],
+            &["data.hooks", "blocks.*.attn.hook_q", HOOKS[0]],
         ),
         (&[("data.target", HOOKS[2])], &["data.hook", "several hooks", HOOKS[0]]),
         (

@@ -75,6 +75,17 @@ fn a_crosscoder_is_trained_indexed_and_inspected_with_the_quality_of_every_hook(
     let manifest = place.json("features --sae run --acts acts --model MODEL --out index --json");
     assert_eq!(manifest["hook"], RESID.join(", "));
     assert_eq!(manifest["dictionary"]["activation"], "TopK(4) crosscoder");
+    // A pattern names the same two, and the run wrote them down.
+    place.json(&format!(
+        "train --acts acts --hook blocks.*.hook_resid_post --out pattern {SMALL}"
+    ));
+    let dictionary = |run: &str| fs::read(place.path(run).join("dictionary.safetensors")).unwrap();
+    assert!(dictionary("pattern") == dictionary("run"));
+    assert!(
+        fs::read_to_string(place.path("pattern/run.toml"))
+            .unwrap()
+            .contains(RESID[0])
+    );
     let from_text = place.json("features --sae run --model MODEL --text TEXT --tokens 6k --out from-text --json");
     assert_eq!(from_text["d_in"], manifest["d_in"]);
 }

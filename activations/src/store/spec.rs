@@ -185,6 +185,35 @@ impl StoreSpec {
         }
     }
 
+    /// Names of hooks with `blocks.*.SITE` put out: the site of every block that was recorded, in the order of the columns.
+    /// Other names stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] listing the hooks if a pattern is of none of them.
+    pub fn expand_hooks(&self, names: &[String]) -> Result<Vec<String>> {
+        let mut hooks: Vec<String> = Vec::new();
+        for name in names {
+            let Some(site) = name.strip_prefix("blocks.*.") else {
+                hooks.push(name.clone());
+                continue;
+            };
+            let of_site = |hook: &&HookSpec| {
+                let block = hook.name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.'));
+                block.is_some_and(|(number, of)| of == site && number.bytes().all(|b| b.is_ascii_digit()))
+            };
+            let before = hooks.len();
+            hooks.extend(self.hooks.iter().filter(of_site).map(|hook| hook.name.clone()));
+            if hooks.len() == before {
+                let there: Vec<&str> = self.hooks.iter().map(|h| h.name.as_str()).collect();
+                return Err(Error::Invalid(format!(
+                    "the store has no hook {name:?}; it has {}",
+                    there.join(", ")
+                )));
+            }
+        }
+        Ok(hooks)
+    }
+
     /// Checks that a store of this specification can exist.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use activations::harvest::{self, HeldOut, RowStream, StreamOptions};
 use activations::hub::Hub;
 use activations::model::Transformer;
 use activations::source::{Activations, Joined, MixOptions, MixState, Origin, RowReader, Split};
+use activations::store::Store;
 use activations::{Outcome, Progress, Stop};
 
 use super::read_ahead::ReadAhead;
@@ -222,6 +223,7 @@ fn stored(data: &DataConfig, acts: &Path) -> Result<Input> {
     };
     let mut parts = match &data.hooks {
         Some(hooks) => {
+            let hooks = expanded(acts, hooks)?;
             let parts = hooks.iter().map(|hook| open("data.hooks", acts, Some(hook)));
             parts.collect::<Result<Vec<_>>>()?
         }
@@ -258,6 +260,16 @@ fn stored(data: &DataConfig, acts: &Path) -> Result<Input> {
         sides: Sides::new(&places, n_read, written.as_deref()),
         source: Source::Stored(Box::new(Joined::new(parts)?)),
     })
+}
+
+/// The hooks of a store that `data.hooks` names, patterns such as `blocks.*.hook_resid_post` put out.
+fn expanded(acts: &Path, hooks: &[String]) -> Result<Vec<String>> {
+    if !hooks.iter().any(|hook| hook.starts_with("blocks.*.")) {
+        return Ok(hooks.to_vec());
+    }
+    let spec = Store::open(acts)?.manifest().spec.clone();
+    let hooks = spec.expand_hooks(hooks);
+    hooks.map_err(|error| Error::config("data.hooks", error.to_string()))
 }
 
 /// Opens a model over a text: all hooks in one pass.

@@ -11,6 +11,7 @@ mod interrupt;
 mod limits;
 mod print;
 mod remote;
+mod runs;
 mod serve;
 mod train;
 
@@ -51,6 +52,7 @@ enum Command {
     Encode(encode::Args),
     Serve(serve::Args),
     Inspect(inspect::Args),
+    Runs(runs::Args),
     Completions(completions::Args),
 }
 
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
             Command::Encode(args) => encode::run(args),
             Command::Serve(args) => serve::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::Runs(args) => runs::run(args),
             Command::Completions(args) => completions::run(args),
         });
     done.unwrap_or_else(|error| {

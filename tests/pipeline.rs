@@ -14,6 +14,8 @@ mod int8;
 mod killed;
 #[path = "pipeline/precision.rs"]
 mod precision;
+#[path = "pipeline/runs.rs"]
+mod runs;
 #[path = "pipeline/shapes.rs"]
 mod shapes;
 #[path = "pipeline/shards.rs"]

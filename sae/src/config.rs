@@ -271,6 +271,14 @@ impl RunConfig {
         toml::to_string(self).map_err(|e| Error::Invalid(format!("the configuration cannot be written as TOML: {e}")))
     }
 
+    /// Every key that has a value, as in `("sae.k", "32")`, with that.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a path that is not UTF-8.
+    pub fn values(&self) -> Result<std::collections::BTreeMap<String, String>> {
+        keys::values(self)
+    }
+
     /// The keys in which two configurations differ, each with both values: `sae.k: 32 here, 16 there`.
     pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
         keys::differences(self, other)

@@ -29,6 +29,7 @@ mod plan;
 mod quadratic;
 mod read_ahead;
 mod run_dir;
+pub mod runs;
 mod schedule;
 mod sides;
 mod start;

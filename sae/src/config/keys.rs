@@ -1,5 +1,7 @@
 //! Keys as text: setting them, finding the nearest known one, naming the one that is wrong, comparing them.
 
+use std::collections::BTreeMap;
+
 use toml::{Table, Value};
 
 use super::{Aux, BilinearConfig, DataConfig, EncoderName, RunConfig, SaeConfig, TrainConfig};
@@ -206,6 +208,16 @@ pub(super) fn parse(tree: Table) -> Result<RunConfig> {
 /// The keys that have a value.
 pub(super) fn given(config: &RunConfig) -> Result<Vec<String>> {
     Ok(leaves(&tree(config)?).into_iter().map(|(key, _)| key).collect())
+}
+
+/// Every key that has a value, with that, strings without their quotes.
+pub(super) fn values(config: &RunConfig) -> Result<BTreeMap<String, String>> {
+    let tree = tree(config)?;
+    let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Ok(leaves(&tree)
+        .into_iter()
+        .map(|(key, value)| (key, shown(value)))
+        .collect())
 }
 
 /// The keys in which two configurations differ.

@@ -17,7 +17,7 @@ use crate::dictionary::CARD;
 use crate::error::{Error, Result};
 
 /// What came out, written last.
-const SUMMARY: &str = "summary.json";
+pub const SUMMARY: &str = "summary.json";
 /// Where the state is.
 pub const CHECKPOINT: &str = "checkpoint";
 

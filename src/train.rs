@@ -1,13 +1,14 @@
 //! `sae train`: activations, or a model over a text, to a sparse dictionary.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use activations::product::Precision;
 use activations::{ActDtype, Outcome, Progress, Stop};
 use anyhow::{Context, bail};
-use sae::config::{RUN_TOML, RunConfig};
-use sae::train::{RunSummary, Training};
+use sae::config::{GRID_TOML, Grid, RUN_TOML, RunConfig};
+use sae::train::{RunSummary, Summaries, Training};
 
 use crate::bars::{Bars, count, parse_count};
 use crate::harvest::Text;
@@ -39,7 +40,12 @@ Examples:
   sae train --acts acts/ --set sae.method=bilinear --set bilinear.form=mixed --out runs/q       # a bilinear autoencoder
   sae train --acts inputs.npy --target-acts outputs.npy --set sae.skip=true --out runs/s     # a skip transcoder, any model
   sae train --config run.toml --out runs/d
+  sae train --acts acts/ --out runs/grid --set sae.k=[16,32,64] --set train.lr=[1e-3,3e-4]   # six, on one stream
   sae train --out runs/d --resume                                         # after Ctrl-C, a crash or kill -9
+
+Lists make a grid: every combination of listed values is a dictionary, in a directory of its own in --out, and all of them
+see the same batches, read and normalised once. `[[sae]]` blocks in a run.toml list dictionaries one by one, each with
+objective and train keys of its own if it likes (docs/methods.md). Any of them can be trained again alone from its run.toml.
 
 With --model and --text nothing is harvested to the disk: the model computes activations while the dictionary is trained
 on them, and everything about the text is in run.toml, so that --resume needs no flags (docs/streaming.md). --tokens is how
@@ -123,24 +129,33 @@ fn counted(key: &str, value: &str) -> Option<String> {
 
 /// Trains, and says what came out.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut config = configuration(&args)?;
+    let mut grid = configuration(&args)?;
     let stop = interrupt::listen()?;
     let progress = Bars::default();
-    let data = &mut config.data;
-    for (acts, copy) in [(&mut data.acts, FETCHED), (&mut data.target_acts, FETCHED_TARGET)] {
+    // The runs of a grid have the same data.
+    let of_first = &grid.runs[0].1.data;
+    let (mut acts, mut target_acts) = (of_first.acts.clone(), of_first.target_acts.clone());
+    for (acts, copy) in [(&mut acts, FETCHED), (&mut target_acts, FETCHED_TARGET)] {
         let Some(acts) = acts else { continue };
         match remote::local(acts, &args.out.join(copy), &progress, &stop)? {
             Some(local) => *acts = local,
             None => return Ok(interrupt::exit_code(Outcome::Stopped, "the same command")),
         }
     }
-    let (outcome, summary) = train(&config, &args.out, args.resume, &progress, &stop)?;
-    if let Some(summary) = summary {
-        if args.json {
-            say!("{}", serde_json::to_string_pretty(&summary)?);
-        } else {
-            print_summary(&summary, &args.out);
+    for (_, config) in &mut grid.runs {
+        config.data.acts.clone_from(&acts);
+        config.data.target_acts.clone_from(&target_acts);
+    }
+    let (outcome, summaries) = train_grid(&grid, &args.out, args.resume, &progress, &stop)?;
+    match summaries.as_deref() {
+        None => {}
+        Some([(name, summary)]) if name.is_empty() && args.json => say!("{}", serde_json::to_string_pretty(summary)?),
+        Some([(name, summary)]) if name.is_empty() => print_summary(summary, &args.out),
+        Some(all) if args.json => {
+            let named: BTreeMap<&str, &RunSummary> = all.iter().map(|(name, s)| (name.as_str(), s)).collect();
+            say!("{}", serde_json::to_string_pretty(&named)?);
         }
+        Some(all) => print_summaries(all, &args.out),
     }
     Ok(interrupt::exit_code(
         outcome,
@@ -149,7 +164,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The file (on resuming, the run's own unless another is named), with the flags over it.
-fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
+fn configuration(args: &Args) -> anyhow::Result<Grid> {
     let mut overrides = args.set.clone();
     if let Some(acts) = &args.acts {
         let acts = acts
@@ -190,18 +205,23 @@ fn configuration(args: &Args) -> anyhow::Result<RunConfig> {
     if let Some(device) = &args.device {
         overrides.push(("train.device".into(), toml_string(device)));
     }
-    let own = args.out.join(RUN_TOML);
-    let file = match &args.config {
-        Some(file) => Some(file.as_path()),
-        None if args.resume && own.exists() => Some(own.as_path()),
-        None if args.resume => bail!("{}: no run to resume there: it has no {RUN_TOML}", args.out.display()),
-        None => None,
+    let own = [RUN_TOML, GRID_TOML].map(|name| args.out.join(name));
+    let own = own.iter().find(|file| file.exists());
+    let file = match (&args.config, own) {
+        (Some(file), _) => Some(file.as_path()),
+        (None, Some(own)) if args.resume => Some(own.as_path()),
+        (None, None) if args.resume => bail!("{}: no run to resume there: it has no {RUN_TOML}", args.out.display()),
+        (None, _) => None,
     };
-    let config = RunConfig::load(file, &overrides)?;
-    if config.data.acts.is_none() && config.data.model.is_none() {
+    let grid = Grid::load(file, &overrides)?;
+    if grid
+        .runs
+        .iter()
+        .any(|(_, c)| c.data.acts.is_none() && c.data.model.is_none())
+    {
         bail!("nothing to train on: give --acts, or --model and --text, or the same in the configuration");
     }
-    Ok(config)
+    Ok(grid)
 }
 
 /// `text` as TOML writes it, so that a path is never mistaken for a number.
@@ -224,14 +244,62 @@ pub fn train(
     progress: &dyn Progress,
     stop: &Stop,
 ) -> anyhow::Result<(Outcome, Option<RunSummary>)> {
-    let training = Training::open(config, progress)?.with_time()?;
+    let (outcome, summaries) = train_grid(&config.clone().into(), out, resume, progress, stop)?;
+    let summary = summaries.and_then(|mut all| all.pop());
+    Ok((outcome, summary.map(|(_, summary)| summary)))
+}
+
+/// As [`train`], of every run of a grid.
+fn train_grid(
+    grid: &Grid,
+    out: &Path,
+    resume: bool,
+    progress: &dyn Progress,
+    stop: &Stop,
+) -> anyhow::Result<(Outcome, Option<Summaries>)> {
+    let training = Training::open_grid(grid, progress)?.with_time()?;
+    let plans = training.plans();
     let plan = training.plan();
-    eprintln!("{plan}");
+    let memory = plans.iter().map(|(_, p)| p.memory_bytes - p.shared_bytes).sum::<u64>() + plan.shared_bytes;
+    let disk = plans.iter().map(|(_, p)| p.disk_bytes - p.copy_bytes).sum::<u64>() + plan.copy_bytes;
+    if grid.is_single() {
+        eprintln!("{plan}");
+    } else {
+        eprintln!("{} dictionaries on one stream of {}", plans.len(), plan.source);
+        for (name, plan) in plans {
+            eprintln!("  {name}: {}, d_sae {}", plan.method_name(), plan.d_sae);
+        }
+        let seconds = plans.iter().filter_map(|(_, plan)| plan.seconds).sum();
+        eprintln!(
+            "{} steps of {} tokens; about {} MiB of memory, {} MiB of disk, {}",
+            plan.steps,
+            plan.batch,
+            memory.div_ceil(1 << 20),
+            disk.div_ceil(1 << 20),
+            limits::duration(seconds)
+        );
+    }
     // What an earlier call copied already has its place.
     let copied = training.copied_bytes(out).min(plan.copy_bytes);
-    limits::check(out, plan.disk_bytes - copied, plan.memory_bytes)?;
+    limits::check(out, disk - copied, memory)?;
     sae::kernels::keep_freed_memory();
     Ok(training.run(out, resume, progress, stop)?)
+}
+
+/// A line for each dictionary of a grid.
+fn print_summaries(all: &[(String, RunSummary)], out: &Path) {
+    let width = all.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    say!("{:width$}  {:>7}  {:>7}  {:>6}", "", "FVU", "L0", "dead");
+    for (name, summary) in all {
+        let quality = &summary.held_out;
+        say!(
+            "{name:width$}  {:>7.4}  {:>7.1}  {:>5.1}%",
+            quality.fvu,
+            quality.l0,
+            100.0 * quality.dead_share
+        );
+    }
+    say!("each in a directory of its name in {}", out.display());
 }
 
 fn print_summary(summary: &RunSummary, out: &Path) {

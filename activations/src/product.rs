@@ -99,26 +99,36 @@ impl Bf16Matrix {
     /// # Panics
     /// If `rows` is not whole rows, `d_in` is zero, or `bias` is not one number a row.
     pub fn new(rows: &[f32], d_in: usize, bias: Option<&[f32]>) -> Self {
+        let mut matrix = Self {
+            d_in,
+            d_out: 0,
+            words: Vec::new(),
+            bias: Vec::new(),
+        };
+        matrix.renew(rows, d_in, bias);
+        matrix
+    }
+
+    /// Becomes what [`new`](Self::new) makes of other weights, in the memory that it has, on the threads of rayon's pool.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn renew(&mut self, rows: &[f32], d_in: usize, bias: Option<&[f32]>) {
         assert!(d_in > 0 && rows.len().is_multiple_of(d_in), "rows of {d_in} values");
         let d_out = rows.len() / d_in;
+        (self.d_in, self.d_out) = (d_in, d_out);
         let (pairs, panels) = (d_in.div_ceil(2), d_out.div_ceil(PANEL));
-        let mut words = vec![0; panels * pairs * PANEL];
-        for (row, values) in rows.chunks_exact(d_in).enumerate() {
-            let panel = &mut words[row / PANEL * pairs * PANEL..][..pairs * PANEL];
-            for (pair, values) in values.chunks(2).enumerate() {
-                panel[pair * PANEL + row % PANEL] = kernel::word(values[0], values.get(1).copied().unwrap_or(0.0));
-            }
-        }
-        let mut padded = vec![0.0; panels * PANEL];
+        self.words.resize(panels * pairs * PANEL, 0);
+        let level = cpu::level();
+        self.words
+            .par_chunks_mut(pairs * PANEL)
+            .zip(rows.par_chunks(PANEL * d_in))
+            .for_each(|(panel, rows)| kernel::lay_out(level, rows, d_in, panel));
+        self.bias.clear();
+        self.bias.resize(panels * PANEL, 0.0);
         if let Some(bias) = bias {
             assert_eq!(bias.len(), d_out, "a bias for each of {d_out} outputs");
-            padded[..d_out].copy_from_slice(bias);
-        }
-        Self {
-            d_in,
-            d_out,
-            words,
-            bias: padded,
+            self.bias[..d_out].copy_from_slice(bias);
         }
     }
 

@@ -4,7 +4,7 @@
 //! cargo run --release -p sae --example step_bench -- --d-in 768 --d-sae 16384 --k 32 --batch 4096 --steps 10
 //! ```
 //!
-//! Random data and weights, a TopK dictionary (`--score magnitude` for AbsTopK), the mean squared error, Adam with unit
+//! Random data and weights, a TopK dictionary (`--score magnitude` for AbsTopK; `--select exact` for a search in f32), the mean squared error, Adam with unit
 //! decoder rows. `--aux N` adds an auxiliary code of N slots over a quarter of the latents. Times are medians over the
 //! steps after two to warm up; `select` is what `encode` costs over its dense product, which is timed on its own.
 
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Int, Tensor};
 use sae::Score;
-use sae::kernels::{AuxSelection, Selection, decode, encode, keep_freed_memory, level, product};
+use sae::kernels::{AuxSelection, Search, Selection, decode, encode, keep_freed_memory, level, product};
 use sae::optimizer::{Adam, Constraint, Moments};
 
 struct Options {
@@ -24,6 +24,7 @@ struct Options {
     batch: usize,
     steps: usize,
     score: Score,
+    select: Search,
 }
 
 fn options() -> Result<Options, String> {
@@ -35,6 +36,7 @@ fn options() -> Result<Options, String> {
         batch: 4096,
         steps: 10,
         score: Score::Positive,
+        select: Search::Auto,
     };
     let mut args = std::env::args().skip(1);
     while let Some(key) = args.next() {
@@ -47,6 +49,8 @@ fn options() -> Result<Options, String> {
             "--aux" => options.aux = number()?,
             "--batch" => options.batch = number()?,
             "--steps" => options.steps = number()?,
+            "--select" if value == "auto" => options.select = Search::Auto,
+            "--select" if value == "exact" => options.select = Search::Exact,
             "--score" if value == "positive" => options.score = Score::Positive,
             "--score" if value == "magnitude" => options.score = Score::Magnitude,
             _ => return Err(format!("{key} {value}: see the head of step_bench.rs")),
@@ -128,7 +132,7 @@ fn main() -> Result<(), String> {
         let main = Selection::PerToken { score: o.score, k: o.k };
         let code = clock.time("encode", || {
             let centred = x.clone() - p.b_dec.clone().unsqueeze::<2>();
-            encode(centred, p.w_enc.clone(), p.b_enc.clone(), main, aux)
+            encode(centred, p.w_enc.clone(), p.b_enc.clone(), main, aux, o.select)
         });
         let (main, aux) = (code.main, code.aux);
         let recon = clock.time("decode", || decode(&main, p.w_dec.clone()));

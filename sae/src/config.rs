@@ -18,6 +18,7 @@ mod bilinear;
 mod course;
 mod data;
 mod encoder;
+mod grid;
 mod keys;
 mod method;
 mod places;
@@ -29,9 +30,11 @@ use serde::{Deserialize, Serialize};
 pub use self::bilinear::BilinearConfig;
 pub use self::data::DataConfig;
 pub use self::encoder::EncoderName;
+pub use self::grid::{GRID_TOML, Grid};
 pub use self::method::Method;
 use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
+use crate::kernels::Search;
 use crate::objective::ObjectiveConfig;
 
 /// Name of the configuration in a run's directory.
@@ -165,6 +168,8 @@ pub struct TrainConfig {
     pub dead_after_tokens: Option<u64>,
     /// Where `b_dec` starts.
     pub b_dec_init: BDecInit,
+    /// How the latents that fire are looked for in training: `auto`, or `exact` for f32 alone.
+    pub select: Search,
     /// Of the first decoder and of the order of the data.
     pub seed: u64,
     /// Steps between measurements on the whole held-out set. Default: a twentieth of the run.
@@ -218,6 +223,7 @@ impl Default for TrainConfig {
             aux_k: None,
             dead_after_tokens: None,
             b_dec_init: BDecInit::default(),
+            select: Search::default(),
             seed: 0,
             eval_every: None,
             log_every: None,
@@ -236,11 +242,14 @@ impl RunConfig {
     /// [`Error::Config`] naming the key that is unknown (and the nearest known one), of another type, or whose value
     /// cannot be; [`Error::Invalid`] where the text is not TOML.
     pub fn from_toml(text: &str, overrides: &[(String, String)]) -> Result<Self> {
-        let mut tree: toml::Table =
-            toml::from_str(text).map_err(|e| Error::Invalid(format!("the configuration is not TOML: {e}")))?;
+        let mut tree = keys::read(text)?;
         for (key, value) in overrides {
             keys::set(&mut tree, key, value)?;
         }
+        Self::from_tree(tree)
+    }
+
+    fn from_tree(tree: toml::Table) -> Result<Self> {
         keys::refuse_unknown(&tree)?;
         let config: Self = keys::parse(tree)?;
         config.validate()?;
@@ -252,15 +261,7 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::from_toml`], naming the file; what the system says when there is none.
     pub fn load(path: Option<&Path>, overrides: &[(String, String)]) -> Result<Self> {
-        let Some(path) = path else {
-            return Self::from_toml("", overrides);
-        };
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        Self::from_toml(&text, overrides).map_err(|error| match error {
-            Error::Config { key, problem } => Error::bad_file(path, format!("{key}: {problem}")),
-            Error::Invalid(problem) => Error::bad_file(path, problem),
-            other => other,
-        })
+        read_file(path, |text| Self::from_toml(text, overrides))
     }
 
     /// As a file. What is `None` is left out.
@@ -282,6 +283,12 @@ impl RunConfig {
     /// The keys in which two configurations differ, each with both values: `sae.k: 32 here, 16 there`.
     pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
         keys::differences(self, other)
+    }
+
+    /// The keys in which two configurations differ.
+    fn differing_keys(&self, other: &Self) -> Result<Vec<String>> {
+        let differences = keys::values_that_differ(self, other)?;
+        Ok(differences.into_iter().map(|(key, ..)| key).collect())
     }
 
     /// Checks every value that can be checked without the activations.
@@ -362,6 +369,19 @@ impl RunConfig {
         )?;
         check("train.aux_weight", aux, "0 or more", aux >= 0.0)
     }
+}
+
+/// What `parse` makes of the file at `path`, which errors then name, or of nothing.
+fn read_file<T>(path: Option<&Path>, parse: impl Fn(&str) -> Result<T>) -> Result<T> {
+    let Some(path) = path else {
+        return parse("");
+    };
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    parse(&text).map_err(|error| match error {
+        Error::Config { key, problem } => Error::bad_file(path, format!("{key}: {problem}")),
+        Error::Invalid(problem) => Error::bad_file(path, problem),
+        other => other,
+    })
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub use self::scale::{Scale, Scales};
 use crate::code::{HostCode, SparseCode, to_host};
 use crate::encoder::unrolled;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Selection};
+use crate::kernels::{self, Search, Selection};
 use crate::sparsifier::{Allocation, Shrink, Sparsifier};
 
 /// Values that work on rows holds at a time: 64 MiB.
@@ -137,7 +137,15 @@ impl Sae {
         }
         let selection = self.selection();
         let product = centred.clone();
-        let code = kernels::encode(product, self.w_enc.clone(), self.b_enc.clone(), selection.clone(), None).main;
+        let code = kernels::encode(
+            product,
+            self.w_enc.clone(),
+            self.b_enc.clone(),
+            selection.clone(),
+            None,
+            Search::Auto,
+        )
+        .main;
         let mut code = self.shrink(code);
         for _ in 1..encoder.steps() {
             let residual = centred.clone() - kernels::decode(&code, self.w_dec.clone());

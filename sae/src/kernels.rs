@@ -11,14 +11,14 @@
 //! ```
 //! use burn::tensor::{Device, Tensor};
 //! use sae::Score;
-//! use sae::kernels::{Selection, decode, encode};
+//! use sae::kernels::{Search, Selection, decode, encode};
 //!
 //! let device = Device::flex();
 //! let x = Tensor::<2>::from_floats([[1.0, 2.0]], &device);
 //! let w_enc = Tensor::<2>::from_floats([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], &device);
 //! let b_enc = Tensor::<1>::zeros([3], &device);
 //! let main = Selection::PerToken { score: Score::Positive, k: 1 };
-//! let code = encode(x, w_enc.clone(), b_enc, main, None).main;
+//! let code = encode(x, w_enc.clone(), b_enc, main, None, Search::Auto).main;
 //! let recon = decode(&code, w_enc);
 //! assert_eq!(recon.into_data().to_vec::<f32>().unwrap(), [0.0, 2.0]);
 //! ```
@@ -30,6 +30,7 @@ mod buffers;
 mod cpu;
 mod flex;
 mod nested;
+mod nominate;
 pub(crate) mod ops;
 mod per_latent;
 mod portable;
@@ -45,6 +46,7 @@ mod twin;
 
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
+use serde::{Deserialize, Serialize};
 
 pub use allocator::keep_freed_memory;
 
@@ -107,6 +109,18 @@ pub struct AuxSelection {
     pub candidates: Tensor<1, Int>,
 }
 
+/// How winners are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Search {
+    /// Nominated by a product in bf16 and decided in f32, where the processor has the instruction and codes are sparse;
+    /// otherwise as `Exact`. Values are f32 either way, and so are the winners but for about one in a billion.
+    #[default]
+    Auto,
+    /// In f32 alone.
+    Exact,
+}
+
 /// The codes that [`encode`] selected.
 #[derive(Clone, Debug)]
 pub struct Selected {
@@ -134,6 +148,7 @@ pub fn encode(
     b_enc: Tensor<1>,
     main: Selection,
     aux: Option<AuxSelection>,
+    search: Search,
 ) -> Selected {
     let ([batch, d_in], [d_sae, w_in], [b_len]) = (x.dims(), w_enc.dims(), b_enc.dims());
     assert!(
@@ -164,6 +179,7 @@ pub fn encode(
         budget,
         aux_score: Score::Value,
         aux_k: 0,
+        exact: search == Search::Exact,
     };
     let mut candidates = None;
     if let Some(aux) = aux {

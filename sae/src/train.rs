@@ -12,8 +12,8 @@
 //! let config = RunConfig::from_toml("[data]\nacts = \"acts\"", &[])?;
 //! let training = train::Training::open(&config, &Silent)?.with_time()?;
 //! println!("{}", training.plan());
-//! let (_, summary) = training.run("runs/a".as_ref(), false, &Silent, &Stop::new())?;
-//! # let _ = summary; Ok(()) }
+//! let (_, summaries) = training.run("runs/a".as_ref(), false, &Silent, &Stop::new())?;
+//! # let _ = summaries; Ok(()) }
 //! ```
 
 mod checkpoint;
@@ -25,6 +25,7 @@ mod evaluate;
 mod input;
 mod learner;
 mod log;
+mod member;
 mod plan;
 mod quadratic;
 mod read_ahead;
@@ -36,7 +37,7 @@ mod start;
 mod trainer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use activations::{Outcome, Progress, Silent, Stop};
@@ -44,13 +45,12 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::density::Zipf;
 use self::input::Input;
-use self::learner::{Learner, Measured};
-use self::log::{Line, Log, Timing};
+use self::learner::Learner;
+use self::member::{Member, Moment};
 pub use self::plan::TrainPlan;
 use self::read_ahead::ReadAhead;
 use self::run_dir::RunDir;
-use self::trainer::Step;
-use crate::config::RunConfig;
+use crate::config::{GRID_TOML, Grid, RunConfig};
 use crate::dictionary::{Calibration, HeldOut};
 use crate::error::{Error, Result};
 
@@ -92,7 +92,7 @@ pub struct RunSummary {
 /// # Errors
 /// As [`Training::open`].
 pub fn plan(config: &RunConfig) -> Result<TrainPlan> {
-    Ok(Training::open(config, &Silent)?.with_time()?.plan)
+    Ok(Training::open(config, &Silent)?.with_time()?.plan().clone())
 }
 
 /// Trains a dictionary into the directory `out`: [`Training::run`] of what `config` names.
@@ -106,14 +106,21 @@ pub fn run(
     progress: &dyn Progress,
     stop: &Stop,
 ) -> Result<(Outcome, Option<RunSummary>)> {
-    Training::open(config, progress)?.run(out, resume, progress, stop)
+    let (outcome, summaries) = Training::open(config, progress)?.run(out, resume, progress, stop)?;
+    let summary = summaries.and_then(|mut all| all.pop());
+    Ok((outcome, summary.map(|(_, summary)| summary)))
 }
 
-/// A run that can start: its activations, or model and text, are open and fit the configuration.
+/// Runs that can start: their activations, or model and text, are open and fit the configurations.
 pub struct Training {
-    plan: TrainPlan,
+    plans: Vec<(String, TrainPlan)>,
+    /// What a grid's runs were written as; nothing of a single run.
+    grid: Option<String>,
     input: Input,
 }
+
+/// What came out of each run of a grid: the name of its directory, and its summary.
+pub type Summaries = Vec<(String, RunSummary)>;
 
 impl Training {
     /// Opens what `config` names and fills in what it leaves open. `progress` is for a model that has to be fetched.
@@ -121,17 +128,36 @@ impl Training {
     /// # Errors
     /// [`Error::Config`] naming the key that does not fit the activations; what opening those, or model and text, gives.
     pub fn open(config: &RunConfig, progress: &dyn Progress) -> Result<Self> {
-        let input = Input::open(config, progress)?;
-        let plan = TrainPlan::new(config, &input)?;
-        Ok(Self { plan, input })
+        Self::open_grid(&config.clone().into(), progress)
     }
 
-    /// Measures how fast this machine is, for the plan's estimate of the time.
+    /// As [`open`](Self::open), of every run of a grid.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_grid(grid: &Grid, progress: &dyn Progress) -> Result<Self> {
+        let (_, first) = grid
+            .runs
+            .first()
+            .ok_or_else(|| Error::Invalid("a grid of no runs".into()))?;
+        let input = Input::open(first, progress)?;
+        let plan = |(name, config): &(String, RunConfig)| Ok((name.clone(), TrainPlan::new(config, &input)?));
+        let plans = grid.runs.iter().map(plan).collect::<Result<_>>()?;
+        Ok(Self {
+            plans,
+            grid: (!grid.is_single()).then(|| grid.to_toml().to_owned()),
+            input,
+        })
+    }
+
+    /// Measures how fast this machine is, for the plans' estimates of the time.
     ///
     /// # Errors
     /// When the device cannot be had.
     pub fn with_time(mut self) -> Result<Self> {
-        self.plan = self.plan.with_time(&self.input)?;
+        for (_, plan) in &mut self.plans {
+            *plan = plan.clone().with_time(&self.input)?;
+        }
         Ok(self)
     }
 
@@ -140,15 +166,21 @@ impl Training {
         self.input.copied_bytes(out)
     }
 
-    /// What the run will do.
+    /// What the run will do; of a grid the first one.
     pub fn plan(&self) -> &TrainPlan {
-        &self.plan
+        &self.plans[0].1
     }
 
-    /// Trains a dictionary into the directory `out`, from the beginning or, with `resume`, from its last checkpoint.
+    /// What each run will do, with the name of its directory; a single run has none.
+    pub fn plans(&self) -> &[(String, TrainPlan)] {
+        &self.plans
+    }
+
+    /// Trains a dictionary into the directory `out`, from the beginning or, with `resume`, from its last checkpoint; those of
+    /// a grid on the same batches, into directories of their names in `out`.
     ///
     /// On [`Stop`] the present step is finished and a checkpoint written. A run that is finished already gives its
-    /// summary.
+    /// summary. A dictionary of a grid that diverges does not stop the others.
     ///
     /// # Errors
     /// When `out` holds a run and `resume` is false; when it holds the run of another configuration or other data, with
@@ -160,27 +192,62 @@ impl Training {
         resume: bool,
         progress: &dyn Progress,
         stop: &Stop,
-    ) -> Result<(Outcome, Option<RunSummary>)> {
-        let Self { plan, input } = self;
-        let dir = RunDir::open(out, &plan, resume)?;
-        if let Some(summary) = dir.finished()? {
-            return Ok((Outcome::Finished, Some(summary)));
+    ) -> Result<(Outcome, Option<Summaries>)> {
+        let Self { plans, grid, input } = self;
+        let plan = &plans[0].1;
+        let grid = grid.map(|text| (out.join(GRID_TOML), text));
+        if let Some((path, _)) = grid.as_ref().filter(|(path, _)| !resume && path.exists()) {
+            return Err(Error::bad_file(
+                path,
+                "is a grid's that was begun here: continue it with --resume, or name another directory with --out",
+            ));
+        }
+        let mut finished = Summaries::new();
+        let mut waiting = Vec::new();
+        for (name, plan) in &plans {
+            let out = if name.is_empty() {
+                out.to_owned()
+            } else {
+                out.join(name)
+            };
+            // A grid that was killed early has not begun all of its runs.
+            let resume = resume && (name.is_empty() || RunDir::is_run(&out));
+            let dir = RunDir::open(&out, plan, resume)?;
+            match dir.finished()? {
+                Some(summary) => finished.push((name.clone(), summary)),
+                None => waiting.push(Waiting { name, plan, out, dir }),
+            }
+        }
+        if waiting.is_empty() {
+            return Ok((Outcome::Finished, Some(finished)));
         }
         let device = plan.device()?;
+        let begin = |waiting: &[Waiting]| {
+            if let Some((path, text)) = &grid {
+                std::fs::create_dir_all(out).map_err(Error::io(out))?;
+                activations::atomic::write(path, text.as_bytes())?;
+            }
+            waiting.iter().try_for_each(|w| w.dir.begin(w.plan))
+        };
+        let stopped = |waiting: &[Waiting]| begin(waiting).map(|()| (Outcome::Stopped, None));
         if plan.copy_bytes > 0 {
             // From here on there is a run to resume.
-            dir.begin(&plan)?;
+            begin(&waiting)?;
         }
-        let stopped = |dir: &RunDir| dir.begin(&plan).map(|()| (Outcome::Stopped, None));
-        let Some(input) = input.prepare(&plan, out, progress, stop)? else {
-            return stopped(&dir);
+        let Some(input) = input.prepare(plan, out, progress, stop)? else {
+            return stopped(&waiting);
         };
-        let saved = dir.checkpoint(&device, &plan)?;
-        let done = saved.as_ref().map_or(0, |(learner, _)| learner.steps_done());
-        let from = saved
-            .as_ref()
-            .map(|(_, state)| (state.reader, done * plan.batch as u64));
-        let mut batches = ReadAhead::new(input.reader(&plan, from)?, plan.batch, plan.steps.saturating_sub(done));
+        let saved = waiting.iter().map(|w| w.dir.checkpoint(&device, w.plan));
+        let saved: Vec<_> = saved.collect::<Result<_>>()?;
+        // Killed while checkpoints were written, some runs are ahead of others, and wait for them.
+        let least = saved
+            .iter()
+            .min_by_key(|s| s.as_ref().map_or(0, |(learner, _)| learner.steps_done()));
+        let least = least.and_then(Option::as_ref);
+        let done = least.map_or(0, |(learner, _)| learner.steps_done());
+        let from = least.map(|(_, state)| (state.reader, done * plan.batch as u64));
+        let seconds = least.map_or(0.0, |(_, state)| state.seconds);
+        let mut batches = ReadAhead::new(input.reader(plan, from)?, plan.batch, plan.steps.saturating_sub(done));
 
         let clock = Instant::now();
         progress.begin("train", Some(plan.tokens()), "tokens");
@@ -188,157 +255,139 @@ impl Training {
         if plan.streamed {
             progress.note("the model fills the pool");
         }
-        let (learner, seconds) = match saved {
-            Some((learner, state)) => (learner, state.seconds),
-            None => match input.sample(&plan, &mut batches, stop)? {
-                Some(sample) => (Learner::start(&plan, &sample, &device)?, 0.0),
-                None => return stopped(&dir),
+        let sample = match saved.iter().any(Option::is_none) {
+            false => Vec::new(),
+            true => match input.sample(plan, &mut batches, stop)? {
+                Some(sample) => sample,
+                None => return stopped(&waiting),
             },
         };
-        dir.begin(&plan)?;
-        let log = dir.log()?;
+        let start = |(w, saved): (&Waiting, _)| match saved {
+            Some((learner, _)) => Ok(learner),
+            None => Learner::start(w.plan, &sample, &device),
+        };
+        let learners: Vec<Learner> = waiting.iter().zip(saved).map(start).collect::<Result<_>>()?;
+        // Nothing can be refused any more.
+        begin(&waiting)?;
+        let members = waiting.into_iter().zip(learners);
+        let members = members.map(|(w, learner)| Member::new(w.plan, w.out, w.name, w.dir, learner));
+        let members = members.collect::<Result<_>>()?;
         let mut run = Run {
-            plan: &plan,
+            plan,
             input: &input,
-            out,
-            dir,
-            learner,
+            members,
+            failed: None,
             batches,
-            log,
+            done,
             seconds,
             clock,
         };
-        let (outcome, last) = run.steps(progress, stop)?;
-        if outcome == Outcome::Stopped {
-            return Ok((outcome, None));
+        if run.steps(progress, stop)? == Outcome::Stopped {
+            return Ok((Outcome::Stopped, None));
         }
-        // A run that was killed behind its last checkpoint comes here without a step.
-        let measured = last.map_or_else(|| run.learner.measure(&input, &plan), Ok)?;
-        let summary = finish(measured, &input, &plan, out, run.seconds)?;
+        finished.extend(run.finish()?);
+        // As they were asked for.
+        finished.sort_by_key(|(name, _)| plans.iter().position(|(n, _)| n == name));
         progress.finish();
-        Ok((outcome, Some(summary)))
+        Ok((Outcome::Finished, Some(finished)))
     }
 }
 
-/// A run on its way.
+/// A run that has not begun, or goes on from where it was.
+struct Waiting<'a> {
+    name: &'a str,
+    plan: &'a TrainPlan,
+    out: PathBuf,
+    dir: RunDir,
+}
+
+/// Runs on their way, on one stream of batches.
 struct Run<'a> {
+    /// What decides about the stream, which all of them share.
     plan: &'a TrainPlan,
     input: &'a Input,
-    out: &'a Path,
-    dir: RunDir,
-    learner: Learner,
+    members: Vec<Member<'a>>,
+    /// Why the first run that could not go on did not.
+    failed: Option<Error>,
     batches: ReadAhead,
-    log: Log,
-    /// Of the run, up to the last checkpoint.
+    /// Batches that all members have seen.
+    done: u64,
+    /// Of the loop, before it began this time.
     seconds: f64,
     /// Since then.
     clock: Instant,
 }
 
 impl Run<'_> {
-    /// The loop. Gives what was measured behind its last step, if it took one.
-    fn steps(&mut self, progress: &dyn Progress, stop: &Stop) -> Result<(Outcome, Option<Measured>)> {
+    /// The loop.
+    fn steps(&mut self, progress: &dyn Progress, stop: &Stop) -> Result<Outcome> {
         let plan = self.plan;
-        let (mut held_out, mut last) = (None, None);
-        let mut fvu_by_hook = BTreeMap::new();
-        while self.learner.steps_done() < plan.steps {
+        while self.done < plan.steps {
             let Some(x) = self.batches.next_batch(stop)? else {
                 self.save()?;
-                return Ok((Outcome::Stopped, None));
+                return Ok(Outcome::Stopped);
             };
-            let step = self.learner.step(x, plan)?;
-            if !step.loss.is_finite() {
-                return Err(diverged(&step, &self.dir, self.out));
-            }
+            self.step(x)?;
             progress.advance(plan.batch as u64);
-
-            let done = self.learner.steps_done();
-            let due = |every: u64| done.is_multiple_of(every) || done == plan.steps;
-            if due(plan.eval_every) {
-                let measured = self.learner.measure(self.input, plan)?;
-                held_out = Some(measured.held_out);
-                fvu_by_hook.clone_from(&measured.fvu_by_hook);
-                // Kept for the end alone: it shares the parameters, which are updated in place while nobody does.
-                last = Some(measured).filter(|_| done == plan.steps);
+            if self.done.is_multiple_of(plan.log_every) || self.done == plan.steps {
+                let notes: Vec<String> = self.members.iter().map(Member::note).collect();
+                progress.note(&notes.join("   "));
             }
-            if due(plan.log_every) || due(plan.eval_every) {
-                let measured = held_out.filter(|_| due(plan.eval_every));
-                progress.note(&note(&step, held_out));
-                let epoch = self.batches.state().epoch;
-                let mut line = Line::new(&step, done, plan, epoch, measured);
-                line.fvu_by_hook = std::mem::take(&mut fvu_by_hook);
-                self.log.metrics(&line)?;
-                let elapsed = self.seconds + self.clock.elapsed().as_secs_f64();
-                self.log.timing(&Timing::new(done, plan, elapsed))?;
-            }
-            if due(plan.eval_every) {
-                curves::draw(self.out)?;
-            }
-            if due(plan.checkpoint_every) {
+            if self.done.is_multiple_of(plan.checkpoint_every) || self.done == plan.steps {
                 self.save()?;
             }
         }
-        Ok((Outcome::Finished, last))
+        Ok(Outcome::Finished)
     }
 
-    /// Writes a checkpoint.
+    /// A batch for everybody who has not seen it.
+    fn step(&mut self, x: Vec<f32>) -> Result<()> {
+        let now = self.now();
+        let mut going = Vec::with_capacity(self.members.len());
+        for mut member in self.members.drain(..) {
+            match if member.done() > self.done {
+                Ok(())
+            } else {
+                member.step(x.clone(), self.input, now)
+            } {
+                Ok(()) => going.push(member),
+                Err(error) => drop(self.failed.get_or_insert(error)),
+            }
+        }
+        self.members = going;
+        self.done += 1;
+        match self.members.is_empty() {
+            true => Err(self.failed.take().expect("a run that does not go on says why")),
+            false => Ok(()),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        Moment {
+            reader: self.batches.state(),
+            seconds: self.seconds + self.clock.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// Writes checkpoints of all who are where the reader is.
     fn save(&mut self) -> Result<()> {
-        self.seconds += self.clock.elapsed().as_secs_f64();
-        self.clock = Instant::now();
-        self.dir
-            .save(&self.learner, self.batches.state(), self.seconds, &mut self.log)
+        let now = self.now();
+        let here = self.members.iter_mut().filter(|member| member.done() == self.done);
+        here.into_iter().try_for_each(|member| member.save(now))
     }
-}
 
-/// Writes the dictionary with its card, and the summary last: it says that the run is finished.
-fn finish(measured: Measured, input: &Input, plan: &TrainPlan, out: &Path, seconds: f64) -> Result<RunSummary> {
-    let Measured {
-        trained,
-        calibration,
-        held_out,
-        fvu_by_hook,
-    } = measured;
-    trained.save(out, plan, input, calibration, held_out)?;
-    curves::draw(out)?;
-    let summary = RunSummary {
-        method: plan.method_name(),
-        d_in: plan.d_in(),
-        d_out: (!plan.sides.same()).then(|| plan.d_out()),
-        d_sae: plan.d_sae,
-        steps: plan.steps,
-        tokens: plan.tokens(),
-        seconds,
-        held_out,
-        fvu_by_hook,
-        calibration,
-    };
-    run_dir::write_summary(out, &summary)?;
-    Ok(summary)
-}
-
-/// The short text beside the progress bar.
-fn note(step: &Step, held_out: Option<HeldOut>) -> String {
-    let dead = 100.0 * step.dead_share;
-    match held_out {
-        Some(h) => format!("fvu {:.4}  l0 {:.1}  dead {dead:.1}%", h.fvu, h.l0),
-        None => format!("loss {:.4}  l0 {:.1}  dead {dead:.1}%", step.loss, step.l0),
+    /// What came out of each, if all went well.
+    fn finish(&mut self) -> Result<Summaries> {
+        let seconds = self.now().seconds;
+        let mut summaries = Summaries::new();
+        for member in &mut self.members {
+            summaries.push((member.name.to_owned(), member.finish(self.input, seconds)?));
+        }
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => Ok(summaries),
+        }
     }
-}
-
-/// What to say when the loss is not a number any more.
-fn diverged(step: &Step, dir: &RunDir, out: &Path) -> Error {
-    let last = match dir.last_checkpoint() {
-        Some(n) => format!(
-            "the last good checkpoint is of step {n} in {}",
-            out.join("checkpoint").display()
-        ),
-        None => "there is no checkpoint yet".into(),
-    };
-    Error::Invalid(format!(
-        "the loss is {} at step {} (learning rate {:.1e}): training diverged; {last}. Try a smaller train.lr or a longer \
-         train.warmup_steps",
-        step.loss, step.number, step.lr
-    ))
 }
 
 #[cfg(test)]

@@ -177,8 +177,8 @@ fn the_card_says_model_text_and_hook_and_the_plan_what_a_run_takes() {
     ] {
         assert!(text.contains(part), "{text}");
     }
-    let (_, summary) = training.run(&place.out("run"), false, &Silent, &Stop::new()).unwrap();
-    let summary = summary.unwrap();
+    let (_, summaries) = training.run(&place.out("run"), false, &Silent, &Stop::new()).unwrap();
+    let (_, summary) = summaries.unwrap().remove(0);
     assert_eq!((summary.tokens, summary.held_out.rows), (400 * BATCH, held_out));
     assert!(summary.held_out.fvu < 1.0, "{summary:?}");
     let (_, card) = Sae::load(&place.out("run"), &activations::Device::Cpu.open().unwrap()).unwrap();

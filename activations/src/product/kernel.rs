@@ -89,6 +89,41 @@ fn panel_body<const FMA: bool>(
     }
 }
 
+/// Pairs of every row that are laid out before the next ones: they stay in the nearest cache while they are turned.
+const STRETCH: usize = 16;
+
+#[inline(always)]
+fn lay_out_body<const FMA: bool>(rows: &[f32], d_in: usize, panel: &mut [u32]) {
+    let mut turned = [[0u32; STRETCH]; PANEL];
+    for (number, words) in panel.chunks_mut(STRETCH * PANEL).enumerate() {
+        let first = number * STRETCH * 2;
+        let width = (d_in - first).min(STRETCH * 2);
+        for (row, turned) in rows.chunks_exact(d_in).zip(&mut turned) {
+            let values = &row[first..first + width];
+            match values.as_chunks::<2>() {
+                // Of a length that the compiler knows.
+                (pairs, []) if pairs.len() == STRETCH => {
+                    for (word_, &[even, odd]) in turned.iter_mut().zip(pairs) {
+                        *word_ = word(even, odd);
+                    }
+                }
+                _ => convert_body::<FMA>(values, width, &mut turned[..width.div_ceil(2)]),
+            }
+        }
+        for (pair, words) in words.chunks_exact_mut(PANEL).enumerate() {
+            for (word, turned) in words.iter_mut().zip(&turned) {
+                *word = turned[pair];
+            }
+        }
+    }
+}
+
+crate::for_each_level! {
+    /// Rounds up to [`PANEL`] rows of weights, `[_, d_in]`, into `panel`, `[pairs, PANEL]`; rows that are missing are
+    /// zeros.
+    pub(super) fn lay_out(rows: &[f32], d_in: usize, panel: &mut [u32]) = lay_out_body
+}
+
 crate::for_each_level! {
     /// Rounds `x`, `[rows, d_in]`, into `words`, `[rows, ceil(d_in / 2)]`.
     pub(super) fn convert(x: &[f32], d_in: usize, words: &mut [u32]) = convert_body

@@ -70,6 +70,19 @@ proptest! {
 }
 
 #[test]
+fn a_matrix_renewed_is_a_new_one_whatever_it_was() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut matrix = Bf16Matrix::new(&uniform(&mut rng, 200 * 70), 70, Some(&uniform(&mut rng, 200)));
+    for (d_out, d_in) in [(99, 71), (1, 3), (300, 64)] {
+        let (rows, x) = (uniform(&mut rng, d_out * d_in), uniform(&mut rng, 5 * d_in));
+        matrix.renew(&rows, d_in, None);
+        let mut out = vec![f32::NAN; 5 * d_out];
+        matrix.product(&x, &mut out);
+        assert_same(&out, &twin(&rows, d_in, None, &x), "renewed");
+    }
+}
+
+#[test]
 fn threads_and_blocks_do_not_change_a_bit() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let (n, d_in, d_out) = (777, 321, 100);

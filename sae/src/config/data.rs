@@ -75,6 +75,9 @@ pub struct DataConfig {
     /// Of the order of the text's documents. Default: `train.seed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_seed: Option<u64>,
+    /// Of the order of rows. Default: `train.seed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// Rows that training never sees: the last ones of `acts`, the first ones of a text in its seeded order. Default: a
     /// tenth, at most 16,384.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +108,7 @@ impl Default for DataConfig {
             keep_special: None,
             precision: None,
             text_seed: None,
+            seed: None,
             held_out_rows: None,
             mix_memory_mib: 1024,
         }

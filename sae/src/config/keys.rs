@@ -30,6 +30,7 @@ fn complete() -> RunConfig {
             keep_special: Some(true),
             precision: Some(activations::product::Precision::F32),
             text_seed: Some(1),
+            seed: Some(1),
             hook: Some("blocks.0.hook_resid_post".into()),
             hooks: Some(vec!["blocks.0.hook_resid_post".into()]),
             target: Some(vec!["blocks.0.hook_mlp_out".into()]),
@@ -85,7 +86,7 @@ fn tree(config: &RunConfig) -> Result<Table> {
 }
 
 /// `section.key` with its value, of every key; `section.table.key` in a table of a section.
-fn leaves(tree: &Table) -> Vec<(String, &Value)> {
+pub(super) fn leaves(tree: &Table) -> Vec<(String, &Value)> {
     let mut all = Vec::new();
     let mut tables = vec![(String::new(), tree)];
     while let Some((prefix, table)) = tables.pop() {
@@ -99,6 +100,35 @@ fn leaves(tree: &Table) -> Vec<(String, &Value)> {
     }
     all.sort_by(|a, b| a.0.cmp(&b.0));
     all
+}
+
+/// The tree of a configuration's text.
+pub(super) fn read(text: &str) -> Result<Table> {
+    toml::from_str(text).map_err(|e| Error::Invalid(format!("the configuration is not TOML: {e}")))
+}
+
+/// The keys whose values are lists where one value is expected, or lists of lists where a list is, with what they list.
+pub(super) fn lists(given: &Table) -> Result<Vec<(String, Vec<Value>)>> {
+    let complete = tree(&complete())?;
+    let is_list = |key: &str| leaves(&complete).iter().any(|(k, v)| k == key && v.is_array());
+    let found = leaves(given).into_iter().filter_map(|(key, value)| {
+        let list = value.as_array()?;
+        let nested = !list.is_empty() && list.iter().all(Value::is_array);
+        (nested || !is_list(&key)).then(|| (key, list.clone()))
+    });
+    Ok(found.collect())
+}
+
+/// Puts another value in the place of one that is there.
+pub(super) fn replace(tree: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        Some((section, rest)) => {
+            if let Some(Value::Table(table)) = tree.get_mut(section) {
+                replace(table, rest, value);
+            }
+        }
+        None => drop(tree.insert(key.to_owned(), value)),
+    }
 }
 
 /// Puts one override into the tree.
@@ -220,8 +250,14 @@ pub(super) fn values(config: &RunConfig) -> Result<BTreeMap<String, String>> {
         .collect())
 }
 
-/// The keys in which two configurations differ.
+/// The keys in which two configurations differ, each with both values.
 pub(super) fn differences(one: &RunConfig, other: &RunConfig) -> Result<Vec<String>> {
+    let differing = values_that_differ(one, other)?.into_iter();
+    Ok(differing.map(|(key, a, b)| format!("{key} is {a}, was {b}")).collect())
+}
+
+/// The keys in which two configurations differ, and the values of both; `nothing` where one has none.
+pub(super) fn values_that_differ(one: &RunConfig, other: &RunConfig) -> Result<Vec<(String, String, String)>> {
     let (one, other) = (tree(one)?, tree(other)?);
     let (one, other) = (leaves(&one), leaves(&other));
     let mut keys: Vec<&String> = one.iter().chain(&other).map(|(key, _)| key).collect();
@@ -233,7 +269,7 @@ pub(super) fn differences(one: &RunConfig, other: &RunConfig) -> Result<Vec<Stri
     };
     let differing = keys.into_iter().filter_map(|key| {
         let (a, b) = (value(&one, key), value(&other, key));
-        (a != b).then(|| format!("{key} is {a}, was {b}"))
+        (a != b).then(|| (key.clone(), a, b))
     });
     Ok(differing.collect())
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Calibration, Sae};
 use crate::code::{HostCode, to_host};
 use crate::error::{Error, Result};
-use crate::kernels::{Candidate, Pool, Selection, encode};
+use crate::kernels::{Candidate, Pool, Search, Selection, encode};
 use crate::sparsifier::{Allocation, Score, Sparsifier};
 
 /// What becomes of the training's allocation in the saved dictionary.
@@ -135,7 +135,15 @@ impl Sae {
                 score,
                 bars: bars.clone(),
             };
-            let code = encode(centred, self.w_enc.clone(), self.b_enc.clone(), selection, None).main;
+            let code = encode(
+                centred,
+                self.w_enc.clone(),
+                self.b_enc.clone(),
+                selection,
+                None,
+                Search::Auto,
+            )
+            .main;
             all.append(code.to_host()?);
         }
         Ok(all)
@@ -213,8 +221,8 @@ fn entries(code: &HostCode, score: Score) -> impl Iterator<Item = (u32, f32)> + 
 fn between(scores: &[f32], n: usize, score: Score) -> f32 {
     let least_above = |n: usize| scores.get(n).copied();
     match (n.checked_sub(1).and_then(least_above), least_above(n)) {
-        // Nothing fires: the largest score is not above itself.
-        (None, Some(largest)) => largest,
+        // Nothing fires: not the largest score either, however its sum is rounded next time.
+        (None, Some(largest)) => largest + 1e-5 * largest.abs(),
         (Some(last), Some(next)) => {
             let middle = ((f64::from(last) + f64::from(next)) / 2.0) as f32;
             if middle < last { middle.max(next) } else { next }

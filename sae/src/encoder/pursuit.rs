@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::code::{HostCode, Rows, SparseCode, to_host};
-use crate::kernels::{Selection, decode, encode};
+use crate::kernels::{Search, Selection, decode, encode};
 use crate::sparsifier::Score;
 
 /// Pivots of the normal equations below this share of a row's length are numerically none: a row is in the span already.
@@ -56,7 +56,7 @@ impl Pursuit {
                 k: 1,
             };
             let zeros = Tensor::zeros([d_sae], &device);
-            let chosen = encode(residual.clone(), w_enc.clone(), zeros, best, None).main;
+            let chosen = encode(residual.clone(), w_enc.clone(), zeros, best, None, Search::Auto).main;
             let host = chosen.to_host().expect("a device that works can be read");
             match &mut fits {
                 Some(fits) => fits.choose(step, &host, &mut code),

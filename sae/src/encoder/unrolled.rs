@@ -15,7 +15,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::code::{HostCode, Rows, SparseCode, to_host};
-use crate::kernels::{Selection, dots, encode};
+use crate::kernels::{Search, Selection, dots, encode};
 use crate::sparsifier::Score;
 
 /// The pre-activations `u` of the latents that the step behind `z` keeps, with `residual = x - b_dec - z W_dec`,
@@ -93,7 +93,15 @@ fn keep(z: &SparseCode, residual: &Tensor<2>, w_enc: &Tensor<2>, b_enc: &Tensor<
         Selection::Above { bars, .. } => read(bars.clone()),
         _ => Vec::new(),
     };
-    let products = encode(residual.clone(), w_enc.clone(), b_enc.clone().no_grad(), wide, None).main;
+    let products = encode(
+        residual.clone(),
+        w_enc.clone(),
+        b_enc.clone().no_grad(),
+        wide,
+        None,
+        Search::Auto,
+    )
+    .main;
     let products = products.to_host().expect("a device that works can be read");
     let own = read(dots(&z.rows, z.indices.clone(), residual, w_enc));
     let bias = read(b_enc.clone());

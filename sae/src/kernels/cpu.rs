@@ -13,7 +13,7 @@ use crate::code::Rows;
 use crate::sparsifier::Score;
 
 /// Rows of output a task takes: enough to pay for being one.
-const ROWS_A_TASK: usize = 16;
+pub(super) const ROWS_A_TASK: usize = 16;
 
 /// Rows of a batch that are looked at before its bar is set anew.
 const ROWS_A_BAR: usize = 64;

@@ -9,17 +9,12 @@ use super::adam::{self, AdamStep};
 use super::buffers;
 use super::cpu::{self, ByLatent, Selector};
 use super::nested::{self, Nested};
+use super::nominate::{self, Encoder};
 use super::ops::{EncodePlan, Part, SparseKernels, Winners};
-use super::product;
+use super::product::{self, TILE_ELEMENTS, TILE_ROWS};
+use super::simd;
 use super::tiles::select_in_tiles;
 use crate::code::{HostCode, Rows};
-
-/// Elements of a tile of pre-activations: `[batch, d_sae]` never exists whole. The product packs the weights anew for
-/// every tile, so tiles are large enough that this is little beside it, and hardly larger.
-const TILE_ELEMENTS: usize = 1 << 23;
-
-/// Rows of a tile at least, for the sake of the product.
-const TILE_ROWS: usize = 64;
 
 /// A tensor whose whole buffer is its elements in order.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
@@ -48,6 +43,15 @@ fn floats<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape))
 }
 
+fn winners(code: HostCode) -> Winners<Flex> {
+    let entries = [code.values.len()];
+    Winners {
+        rows: code.rows,
+        indices: FlexTensor::from_data(TensorData::new(code.indices, entries)),
+        values: floats(code.values, entries),
+    }
+}
+
 impl SparseKernels for Flex {
     fn select(
         x: FlexTensor,
@@ -61,6 +65,18 @@ impl SparseKernels for Flex {
         let [d_sae] = dims(&b_enc);
         let (x, w_enc) = (contiguous(x), contiguous(w_enc));
         let (b_enc, bars, candidates) = (contiguous(b_enc), contiguous(bars), indices_i32(candidates));
+        let encoder = Encoder {
+            x: x.storage(),
+            w_enc: w_enc.storage(),
+            b_enc: b_enc.storage(),
+            d_in,
+        };
+        if !plan.exact
+            && nominate::pays(simd::level(), batch, d_sae, plan.budget)
+            && let Some(code) = nominate::select(encoder, plan, bars.storage(), candidates.storage(), true)
+        {
+            return winners(code);
+        }
         let selector = Selector {
             b_enc: b_enc.storage(),
             d_sae,
@@ -71,7 +87,7 @@ impl SparseKernels for Flex {
         // serves every batch.
         let tile = (TILE_ELEMENTS / d_sae).max(TILE_ROWS);
         let mut pre = buffers::take(tile * d_sae);
-        let HostCode { rows, indices, values } = select_in_tiles(&selector, plan, bars.storage(), batch, |select| {
+        let code = select_in_tiles(&selector, plan, bars.storage(), batch, |select| {
             for (n, x) in x.storage::<f32>().chunks(tile * d_in).enumerate() {
                 let pre = &mut pre[..x.len() / d_in * d_sae];
                 product::rows(x, w_enc.storage(), d_in, pre);
@@ -79,12 +95,7 @@ impl SparseKernels for Flex {
             }
         });
         buffers::give_back(pre);
-        let entries = [values.len()];
-        Winners {
-            rows,
-            indices: FlexTensor::from_data(TensorData::new(indices, entries)),
-            values: floats(values, entries),
-        }
+        winners(code)
     }
 
     fn sum_rows(rows: Rows, indices: FlexTensor, weights: FlexTensor, matrix: FlexTensor) -> FlexTensor {

@@ -30,6 +30,8 @@ pub struct EncodePlan {
     pub aux_score: Score,
     /// Width of the auxiliary code; 0 for none.
     pub aux_k: usize,
+    /// Whether winners are looked for in f32 alone.
+    pub exact: bool,
 }
 
 /// How many latents win.

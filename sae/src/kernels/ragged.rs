@@ -16,8 +16,8 @@ use crate::sparsifier::Score;
 const GROUP: usize = 64;
 
 #[inline(always)]
-fn above_body<const FMA: bool>(pre: &[f32], bars: &[f32], magnitude: bool, out: &mut Vec<u32>) {
-    let score = |u: f32| if magnitude { u.abs() } else { u };
+fn above_body<const FMA: bool>(pre: &[f32], bars: &[f32], slack: f32, magnitude: bool, out: &mut Vec<u32>) {
+    let score = |u: f32| slack + if magnitude { u.abs() } else { u };
     for (group, (pre, bars)) in pre.chunks(GROUP).zip(bars.chunks(GROUP)).enumerate() {
         let mut any = false;
         for (&u, &bar) in pre.iter().zip(bars) {
@@ -35,7 +35,7 @@ fn above_body<const FMA: bool>(pre: &[f32], bars: &[f32], magnitude: bool, out: 
 }
 
 for_each_level! {
-    fn above_at(pre: &[f32], bars: &[f32], magnitude: bool, out: &mut Vec<u32>) = above_body
+    fn above_at(pre: &[f32], bars: &[f32], slack: f32, magnitude: bool, out: &mut Vec<u32>) = above_body
 }
 
 /// The latents of a row whose score is above their bar, ascending; a NaN never is.
@@ -43,8 +43,13 @@ for_each_level! {
 /// `pre`, `bars`: `[d_sae]`. Below zero, [`Score::Positive`] scores as [`Score::Value`] does: a bar under zero lets
 /// latents below zero pass.
 pub fn above(pre: &[f32], bars: &[f32], score: Score) -> Vec<u32> {
+    nearly_above(pre, bars, score, 0.0)
+}
+
+/// As [`above`], with `slack` added to every score.
+pub fn nearly_above(pre: &[f32], bars: &[f32], score: Score, slack: f32) -> Vec<u32> {
     let mut out = Vec::new();
-    above_at(level(), pre, bars, score == Score::Magnitude, &mut out);
+    above_at(level(), pre, bars, slack, score == Score::Magnitude, &mut out);
     out
 }
 

@@ -74,6 +74,12 @@ pub(super) fn rank_of(score: f32) -> u32 {
     !ascending
 }
 
+/// The score that [`rank_of`] made a rank of.
+pub(super) fn score_of(rank: u32) -> f32 {
+    let ascending = !rank;
+    f32::from_bits(ascending ^ if ascending >> 31 == 1 { 1 << 31 } else { u32::MAX })
+}
+
 fn order(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
     // Scores are never NaN, and -0 equals 0.
     b.0.partial_cmp(&a.0)
@@ -140,6 +146,30 @@ fn winners<O: Order>(
 ) {
     let (k, n) = (indices.len(), pre.len());
     assert!(k == values.len() && 0 < k && k <= n, "top-{k} of {n} latents");
+    contenders::<O>(pre, tops_of, k, 0.0, scratch);
+    let candidates = &mut scratch.candidates;
+    if candidates.len() > k {
+        candidates.select_nth_unstable(k - 1);
+        candidates.truncate(k);
+    }
+    candidates.sort_unstable();
+    for ((&candidate, index), value) in candidates.iter().zip(indices).zip(values) {
+        let i = candidate as u32;
+        *index = i as i32;
+        *value = O::value(pre[i as usize]);
+    }
+}
+
+/// Leaves in `scratch.candidates`, rank above latent, at least everybody whose score is at most `slack` less than the
+/// `k`-th best, in no order; `slack` is 0 or more.
+fn contenders<O: Order>(
+    pre: &[f32],
+    tops_of: fn(Level, &[f32], usize, &mut [f32]),
+    k: usize,
+    slack: f32,
+    scratch: &mut Scratch,
+) {
+    let n = pre.len();
     // Many more groups than winners, or the bar would be low; but not so many that finding the bar is the work.
     let depth = (n / (4 * k)).clamp(1, 32);
     let grouped = n / (depth * LANES) * depth * LANES;
@@ -155,7 +185,7 @@ fn winners<O: Order>(
     } else {
         ranked.clear();
         ranked.extend(tops.iter().map(|&top| rank_of(top)));
-        *ranked.select_nth_unstable(k - 1).1
+        lowered(*ranked.select_nth_unstable(k - 1).1, slack)
     };
 
     candidates.clear();
@@ -171,17 +201,36 @@ fn winners<O: Order>(
         (0..depth).for_each(|step| consider(first + step * LANES));
     }
     (grouped..n).for_each(&mut consider);
+}
 
-    if candidates.len() > k {
-        candidates.select_nth_unstable(k - 1);
-        candidates.truncate(k);
+/// The rank of a score that is `slack` less.
+fn lowered(rank: u32, slack: f32) -> u32 {
+    if slack > 0.0 {
+        rank_of(score_of(rank) - slack)
+    } else {
+        rank
     }
-    candidates.sort_unstable();
-    for ((&candidate, index), value) in candidates.iter().zip(indices).zip(values) {
-        let i = candidate as u32;
-        *index = i as i32;
-        *value = O::value(pre[i as usize]);
+}
+
+/// Those of whom the `k` best may be if every pre-activation is wrong by at most `error`, ascending: nobody else.
+///
+/// `pre`: `[d_sae]` without a NaN; `k <= d_sae`. Under [`Score::Positive`] who is surely not above zero is none of them.
+pub fn nominees(pre: &[f32], score: Score, k: usize, error: f32, scratch: &mut Scratch, out: &mut Vec<i32>) {
+    out.clear();
+    // The k-th best is at least that of `pre` less one error, and whoever is better in truth lacks at most another.
+    match score {
+        Score::Positive | Score::Value => contenders::<ByValue>(pre, by_value, k, 2.0 * error, scratch),
+        Score::Magnitude => contenders::<Magnitude>(pre, magnitude, k, 2.0 * error, scratch),
     }
+    let candidates = &mut scratch.candidates;
+    let (_, &mut worst, _) = candidates.select_nth_unstable(k - 1);
+    let bar = lowered((worst >> 32) as u32, 2.0 * error);
+    let near = candidates.iter().filter(|&&c| (c >> 32) as u32 <= bar);
+    out.extend(near.map(|&c| c as u32 as i32));
+    if score == Score::Positive {
+        out.retain(|&i| pre[i as usize] > -error);
+    }
+    out.sort_unstable();
 }
 
 /// The plain twin of [`top_k`]: sorts the whole row.

@@ -121,6 +121,24 @@ fn sum_of_squares_body<const FMA: bool>(values: &[f32]) -> f64 {
     lanes.iter().sum()
 }
 
+#[inline(always)]
+fn sum_of_fourth_powers_body<const FMA: bool>(values: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0f64; LANES];
+    for chunk in values.chunks(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            let square = f64::from(x) * f64::from(x);
+            *lane += square * square;
+        }
+    }
+    lanes.iter().sum()
+}
+
+for_each_level! {
+    /// The sum of the fourth powers of `values`, in f64.
+    pub fn sum_of_fourth_powers(values: &[f32]) -> f64 = sum_of_fourth_powers_body
+}
+
 for_each_level! {
     /// The sum of the squares of `values`, in f64.
     pub fn sum_of_squares(values: &[f32]) -> f64 = sum_of_squares_body

@@ -12,6 +12,7 @@ use super::*;
 use crate::code::HostCode;
 
 mod gradients;
+mod nominations;
 
 /// The CPU, and a GPU if this build has one.
 pub(crate) fn devices() -> Vec<Device> {
@@ -121,6 +122,7 @@ fn encode_on(
             k,
             candidates: Tensor::from_data(TensorData::new(candidates.to_vec(), [candidates.len()]), device),
         }),
+        Search::Auto,
     );
     (
         selected.main.to_host().unwrap(),
@@ -146,6 +148,16 @@ impl Case {
         match self.score {
             Score::Magnitude => Score::Magnitude,
             Score::Positive | Score::Value => Score::Value,
+        }
+    }
+
+    fn plan(&self) -> ops::EncodePlan {
+        ops::EncodePlan {
+            score: self.score,
+            budget: self.kind.budget(self.batch),
+            aux_score: self.aux_score(),
+            aux_k: self.k_aux,
+            exact: true,
         }
     }
 }
@@ -423,12 +435,7 @@ proptest! {
             on_flex(vector(&host.b_enc, &device)),
             on_flex(vector(&case.kind.bars(case.d_sae), &device)),
             ints(&case.dead),
-            ops::EncodePlan {
-                score: case.score,
-                budget: case.kind.budget(case.batch),
-                aux_score: case.aux_score(),
-                aux_k: case.k_aux,
-            },
+            case.plan(),
         );
         let indices = Tensor::<1, Int>::from_primitive::<Flex>(winners.indices).into_data().convert::<i32>();
         let mut indices = indices.to_vec::<i32>().unwrap();

@@ -171,7 +171,7 @@ impl Input {
         match &self.source {
             Source::Stored(acts) => {
                 let options = MixOptions {
-                    seed: plan.config.train.seed,
+                    seed: order_seed(plan),
                     memory_bytes: plan.mix_memory_bytes,
                 };
                 let mut reader = acts.mixed(plan.train_rows.clone(), &options)?;
@@ -330,10 +330,15 @@ fn copy_of(dir: &Path, part: usize) -> PathBuf {
     }
 }
 
+/// What decides about the order of rows.
+fn order_seed(plan: &TrainPlan) -> u64 {
+    plan.config.data.seed.unwrap_or(plan.config.train.seed)
+}
+
 /// How a stream is mixed.
 fn stream_options(plan: &TrainPlan) -> StreamOptions {
     StreamOptions {
-        seed: plan.config.train.seed,
+        seed: order_seed(plan),
         memory_bytes: plan.mix_memory_bytes,
         batch: plan.batch,
         rows: plan.tokens(),

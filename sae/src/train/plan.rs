@@ -62,6 +62,8 @@ pub struct TrainPlan {
     pub mix_memory_bytes: u64,
     /// Bytes of memory: parameters, moments, gradients, batches, codes and the pool.
     pub memory_bytes: u64,
+    /// Of these, what runs on the same stream share: the pool.
+    pub shared_bytes: u64,
     /// Bytes on disk at the largest: two checkpoints while one replaces the other, the dictionary, and a copy of the
     /// activations where one is needed.
     pub disk_bytes: u64,
@@ -133,6 +135,7 @@ impl TrainPlan {
             checkpoint_every: *train.checkpoint_every.get_or_insert((steps / 10).max(1)),
             mix_memory_bytes: data.mix_memory_mib.saturating_mul(1 << 20),
             memory_bytes: 0,
+            shared_bytes: 0,
             disk_bytes: 0,
             copy_bytes: input.copy_bytes(),
             streamed: input.is_streamed(),
@@ -239,6 +242,7 @@ impl TrainPlan {
 
     fn estimate_sizes(&mut self, input: &Input) -> Result<()> {
         let reading = input.memory_bytes(self)?;
+        self.shared_bytes = reading.unwrap_or(0);
         let sizes = || {
             let parameters = self.parameters()?.checked_mul(4)?;
             let rows = (self.batch as u64)
@@ -256,6 +260,8 @@ impl TrainPlan {
                 false => 0,
             };
             let memory = memory.checked_add(pairs)?;
+            // The encoder rounded to bf16, which not every processor wants.
+            let memory = memory.checked_add(parameters / 4)?;
             // A checkpoint holds parameters and moments.
             Some((memory, parameters.checked_mul(7)?.checked_add(self.copy_bytes)?))
         };

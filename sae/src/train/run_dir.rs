@@ -30,6 +30,11 @@ pub struct RunDir {
 }
 
 impl RunDir {
+    /// Whether there is a run in the directory `path`.
+    pub fn is_run(path: &Path) -> bool {
+        path.join(RUN_TOML).exists()
+    }
+
     /// Takes `path` for a new run of `plan`, or, with `resume`, for the one that is there. Writes nothing yet.
     ///
     /// # Errors
@@ -41,7 +46,7 @@ impl RunDir {
             fingerprint: plan.fingerprint.clone(),
             state: None,
         };
-        let there = path.join(RUN_TOML).exists();
+        let there = Self::is_run(path);
         match (there, resume) {
             (false, false) => dir.refuse_dictionary()?,
             (true, true) => dir.compare(plan)?,

@@ -18,6 +18,7 @@ use super::trainer::{Optimizer, Trainer};
 use super::*;
 use crate::code::to_host;
 use crate::dictionary::{Place, Sae, Scales};
+use crate::kernels::Search;
 use crate::objective::{Loss, Objective, ObjectiveConfig};
 use crate::optimizer::{Adam, Moments};
 use crate::sparsifier::Sparsifier;
@@ -85,6 +86,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         },
         aux_k: 2,
         bandwidth: 0.0,
+        search: Search::Auto,
         seed: 0,
         done: 0,
     }

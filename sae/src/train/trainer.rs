@@ -13,6 +13,7 @@ use super::sides::Sides;
 use super::start::{Start, random_directions};
 use crate::dictionary::{Sae, Scales};
 use crate::error::Result;
+use crate::kernels::Search;
 use crate::objective::{Loss, Moment, Objective};
 use crate::optimizer::{Adam, Constraint, Moments};
 use crate::sparsifier::{Allocation, Gate};
@@ -59,6 +60,8 @@ pub struct Trainer {
     pub aux_k: usize,
     /// Of the gradient of thresholds that are learned, see [`Near`].
     pub bandwidth: f64,
+    /// How winners are looked for.
+    pub search: Search,
     /// Of the run.
     pub seed: u64,
     /// Steps taken.
@@ -211,6 +214,7 @@ impl Trainer {
             schedule: plan.schedule,
             aux_k: plan.aux_k,
             bandwidth: plan.config.sae.bandwidth.unwrap_or(0.0),
+            search: plan.config.train.select,
             seed: plan.config.train.seed,
             done,
         }

@@ -25,7 +25,7 @@ impl Loss {
             candidates: Tensor::from_data(TensorData::new(dead.clone(), [dead.len()]), device),
         });
         let main = self.kind.selection(self.score, host.d_sae, device);
-        let code = encode(x.clone(), w_enc.clone(), b_enc.clone(), main, aux);
+        let code = encode(x.clone(), w_enc.clone(), b_enc.clone(), main, aux, Search::Auto);
         let mut support = Vec::new();
         for code in [Some(&code.main), code.aux.as_ref()].into_iter().flatten() {
             let code = code.to_host().unwrap();
@@ -182,7 +182,14 @@ fn a_dead_latent_below_zero_gets_a_gradient_through_the_auxiliary_code() {
             score: Score::Positive,
             k: 1,
         };
-        let code = encode(x, w_enc.clone(), Tensor::zeros([2], &device), main, Some(aux));
+        let code = encode(
+            x,
+            w_enc.clone(),
+            Tensor::zeros([2], &device),
+            main,
+            Some(aux),
+            Search::Auto,
+        );
         let aux = code.aux.unwrap();
         assert_eq!(read(aux.values.clone()), [-1.0]);
         let grads = aux.values.sum().backward();
@@ -204,6 +211,7 @@ fn inputs_off_the_autodiff_device_are_lifted_onto_it() {
         Tensor::zeros([3], &plain),
         main,
         None,
+        Search::Auto,
     )
     .main;
     let recon = decode(&code, Tensor::ones([3, 2], &plain));

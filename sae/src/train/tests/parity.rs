@@ -117,6 +117,7 @@ impl Peer {
             },
             aux_k: D_IN / 2,
             bandwidth: BANDWIDTH,
+            search: crate::kernels::Search::Auto,
             seed: 0,
             done: 0,
         }

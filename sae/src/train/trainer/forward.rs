@@ -82,6 +82,7 @@ impl Trainer {
             b_enc.clone(),
             selection.clone(),
             aux,
+            self.search,
         );
         let mut seen = self.valued(selected.main);
         seen.aux = selected.aux;
@@ -140,7 +141,7 @@ impl Trainer {
                 k: 1,
             };
             let no_bias = Tensor::zeros([sae.d_sae()], &sae.device());
-            encode(centred, sae.w_enc.clone(), no_bias, first, Some(aux)).aux
+            encode(centred, sae.w_enc.clone(), no_bias, first, Some(aux), self.search).aux
         });
         Seen {
             code: SparseCode::from_host(code, &sae.device()),

@@ -114,7 +114,8 @@ pub struct AuxSelection {
 #[serde(rename_all = "lowercase")]
 pub enum Search {
     /// Nominated by a product in bf16 and decided in f32, where the processor has the instruction and codes are sparse;
-    /// otherwise as `Exact`. Values are f32 either way, and so are the winners but for about one in a billion.
+    /// otherwise as `Exact`. Values are f32 either way, and so are the winners but for ties within rounding and one
+    /// in a billion.
     #[default]
     Auto,
     /// In f32 alone.

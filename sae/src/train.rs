@@ -343,18 +343,18 @@ impl Run<'_> {
     /// A batch for everybody who has not seen it.
     fn step(&mut self, x: Vec<f32>) -> Result<()> {
         let now = self.now();
-        let mut going = Vec::with_capacity(self.members.len());
-        for mut member in self.members.drain(..) {
-            match if member.done() > self.done {
-                Ok(())
-            } else {
-                member.step(x.clone(), self.input, now)
-            } {
-                Ok(()) => going.push(member),
-                Err(error) => drop(self.failed.get_or_insert(error)),
+        let (done, input, failed) = (self.done, self.input, &mut self.failed);
+        let waiting = self.members.iter().filter(|member| member.done() == done).count();
+        // The last one takes the batch itself.
+        let mut batches = std::iter::repeat_n(x, waiting);
+        self.members.retain_mut(|member| {
+            if member.done() > done {
+                return true;
             }
-        }
-        self.members = going;
+            let x = batches.next().expect("a batch for each who waits");
+            let stepped = member.step(x, input, now);
+            stepped.map_err(|error| failed.get_or_insert(error)).is_ok()
+        });
         self.done += 1;
         match self.members.is_empty() {
             true => Err(self.failed.take().expect("a run that does not go on says why")),

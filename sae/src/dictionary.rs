@@ -26,8 +26,8 @@ mod scale;
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::card::{Calibration, DictionaryCard, HeldOut, Place, Shape};
-pub(crate) use self::file::read_finite;
 pub use self::file::{CARD, PARAMETERS, digest};
+pub(crate) use self::file::{check_shapes, read_finite};
 pub use self::inference::{InferenceForm, Visit};
 pub use self::scale::{Scale, Scales};
 use crate::code::{HostCode, SparseCode, to_host};
@@ -132,7 +132,7 @@ impl Sae {
         let centred = self.centred(x);
         let encoder = self.sparsifier.encoder;
         if let Some(pursuit) = self.sparsifier.pursuit() {
-            let code = pursuit.code(centred, self.w_enc.clone(), self.w_dec.clone(), None);
+            let code = pursuit.code(centred, self.w_enc.clone(), self.w_dec.clone(), None, Search::Auto);
             return Ok(SparseCode::from_host(code, &self.device()));
         }
         let selection = self.selection();
@@ -149,7 +149,14 @@ impl Sae {
         let mut code = self.shrink(code);
         for _ in 1..encoder.steps() {
             let residual = centred.clone() - kernels::decode(&code, self.w_dec.clone());
-            code = unrolled::next(&code, residual, self.w_enc.clone(), self.b_enc.clone(), &selection);
+            code = unrolled::next(
+                &code,
+                residual,
+                self.w_enc.clone(),
+                self.b_enc.clone(),
+                &selection,
+                Search::Auto,
+            );
             code = self.shrink(code);
         }
         Ok(code)

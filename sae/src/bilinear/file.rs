@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{Bilinear, Form};
-use crate::dictionary::{HeldOut, read_finite};
+use crate::dictionary::{HeldOut, check_shapes, read_finite};
 use crate::error::{Error, Result};
 use crate::tensor_file::{self, Entry, Values};
 
@@ -102,20 +102,11 @@ impl Bilinear {
         let path = dir.join(PARAMETERS);
         let file = SafeTensors::open(&path)?;
         let rows = [card.d_sae, card.d_in];
-        let mut shapes = vec![("left", rows), ("right", rows)];
-        shapes.extend(card.clusters.map(|clusters| ("mix", [clusters, card.d_sae])));
+        let mix = card.clusters.map(|clusters| [clusters, card.d_sae]);
+        let mut shapes = vec![("left", &rows[..]), ("right", &rows[..])];
+        shapes.extend(mix.as_ref().map(|mix| ("mix", &mix[..])));
         // Every shape before the first value is read.
-        for (name, expected) in &shapes {
-            match file.shape(name) {
-                Some(found) if found == expected => {}
-                found => {
-                    return Err(Error::bad_file(
-                        &path,
-                        format!("tensor {name} has shape {found:?}; {CARD} expects {expected:?}"),
-                    ));
-                }
-            }
-        }
+        check_shapes(&file, &path, CARD, &shapes)?;
         if let Some(extra) = file.names().find(|n| shapes.iter().all(|(name, _)| name != n)) {
             return Err(Error::bad_file(&path, format!("extra tensor {extra}")));
         }
@@ -126,10 +117,7 @@ impl Bilinear {
         let bilinear = Self {
             left: read("left", rows)?,
             right: read("right", rows)?,
-            mix: match card.clusters {
-                Some(clusters) => Some(read("mix", [clusters, card.d_sae])?),
-                None => None,
-            },
+            mix: mix.map(|mix| read("mix", mix)).transpose()?,
             form: card.form,
         };
         Ok((bilinear, card))

@@ -42,6 +42,23 @@ pub fn digest(dir: &Path) -> Result<String> {
     Ok(digest.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// Holds the tensors of `file`, which is at `path`, against the shapes that the card called `card` says.
+pub(crate) fn check_shapes(file: &SafeTensors, path: &Path, card: &str, shapes: &[(&str, &[usize])]) -> Result<()> {
+    for &(name, expected) in shapes {
+        match file.shape(name) {
+            None => return Err(Error::bad_file(path, format!("tensor {name} is missing"))),
+            Some(found) if found != expected => {
+                return Err(Error::bad_file(
+                    path,
+                    format!("tensor {name} has shape {found:?}; {card} expects {expected:?}"),
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
 impl Sae {
     /// Loads a dictionary from `path`: a finished run's directory, or any directory with a `dictionary.json`.
     ///
@@ -66,18 +83,7 @@ impl Sae {
         if card.sparsifier.has_threshold() {
             shapes.push(("threshold", std::slice::from_ref(&d_sae)));
         }
-        for &(name, expected) in &shapes {
-            match file.shape(name) {
-                None => return Err(Error::bad_file(&path, format!("tensor {name} is missing"))),
-                Some(found) if found != expected => {
-                    return Err(Error::bad_file(
-                        &path,
-                        format!("tensor {name} has shape {found:?}; {CARD} expects {expected:?}"),
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
+        check_shapes(&file, &path, CARD, &shapes)?;
         if let Some(extra) = file.names().find(|n| shapes.iter().all(|(name, _)| name != n)) {
             let (method, shape) = (card.sparsifier.name(), card.shape().name());
             return Err(Error::bad_file(

@@ -36,7 +36,14 @@ impl Pursuit {
     ///
     /// # Panics
     /// If the device fails while it is read.
-    pub fn code(self, x: Tensor<2>, w_enc: Tensor<2>, w_dec: Tensor<2>, visible: Option<Tensor<2>>) -> HostCode {
+    pub fn code(
+        self,
+        x: Tensor<2>,
+        w_enc: Tensor<2>,
+        w_dec: Tensor<2>,
+        visible: Option<Tensor<2>>,
+        search: Search,
+    ) -> HostCode {
         let ([batch, _], device) = (x.dims(), x.device());
         let seen = |x: Tensor<2>| match &visible {
             Some(visible) => x * visible.clone(),
@@ -56,7 +63,7 @@ impl Pursuit {
                 k: 1,
             };
             let zeros = Tensor::zeros([d_sae], &device);
-            let chosen = encode(residual.clone(), w_enc.clone(), zeros, best, None, Search::Auto).main;
+            let chosen = encode(residual.clone(), w_enc.clone(), zeros, best, None, search).main;
             let host = chosen.to_host().expect("a device that works can be read");
             match &mut fits {
                 Some(fits) => fits.choose(step, &host, &mut code),
@@ -290,7 +297,13 @@ mod tests {
                 orthogonal,
             };
             let mask = masked.then(|| matrix(&visible, &device));
-            let code = pursuit.code(matrix(&x, &device), matrix(&w, &device), matrix(&w, &device), mask);
+            let code = pursuit.code(
+                matrix(&x, &device),
+                matrix(&w, &device),
+                matrix(&w, &device),
+                mask,
+                Search::Auto,
+            );
             for row in 0..6 {
                 let seen: Vec<f64> = match masked {
                     true => visible[row * D_IN..][..D_IN].iter().map(|&v| f64::from(v)).collect(),
@@ -325,7 +338,13 @@ mod tests {
                 k: 2 + 2 * usize::from(!orthogonal),
                 orthogonal,
             };
-            let code = pursuit.code(matrix(&x, &device), matrix(&w, &device), matrix(&w, &device), None);
+            let code = pursuit.code(
+                matrix(&x, &device),
+                matrix(&w, &device),
+                matrix(&w, &device),
+                None,
+                Search::Auto,
+            );
             assert_eq!(code.row(0).count(), 2);
             assert_eq!(code.row(1).count(), 0);
             let z: Vec<(usize, f32)> = code.row(0).collect();

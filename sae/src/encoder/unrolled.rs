@@ -30,9 +30,10 @@ pub fn next(
     w_enc: Tensor<2>,
     b_enc: Tensor<1>,
     selection: &Selection,
+    search: Search,
 ) -> SparseCode {
     let (device, entries) = (w_enc.device(), z.rows.len());
-    let kept = keep(z, &residual, &w_enc, &b_enc, selection);
+    let kept = keep(z, &residual, &w_enc, &b_enc, selection, search);
     let shape = [kept.code.rows.len()];
     let numbers = |values: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::new(values, shape), &device);
     let inactive: Tensor<1> = Tensor::from_data(TensorData::new(kept.code.values, shape), &device);
@@ -66,7 +67,14 @@ struct Latent {
     u: f32,
 }
 
-fn keep(z: &SparseCode, residual: &Tensor<2>, w_enc: &Tensor<2>, b_enc: &Tensor<1>, selection: &Selection) -> Kept {
+fn keep(
+    z: &SparseCode,
+    residual: &Tensor<2>,
+    w_enc: &Tensor<2>,
+    b_enc: &Tensor<1>,
+    selection: &Selection,
+    search: Search,
+) -> Kept {
     let read = |t: Tensor<1>| to_host::<f32>(t.no_grad().try_into_data()).expect("a device that works can be read");
     let (residual, w_enc) = (residual.clone().no_grad(), w_enc.clone().no_grad());
     let [d_sae, _] = w_enc.dims();
@@ -99,7 +107,7 @@ fn keep(z: &SparseCode, residual: &Tensor<2>, w_enc: &Tensor<2>, b_enc: &Tensor<
         b_enc.clone().no_grad(),
         wide,
         None,
-        Search::Auto,
+        search,
     )
     .main;
     let products = products.to_host().expect("a device that works can be read");

@@ -39,7 +39,14 @@ impl Leaves {
             values: vector(values),
         };
         let (residual, w_enc, b_enc) = (matrix(residual), matrix(w_enc), vector(b_enc));
-        let code = next(&z, residual.clone(), w_enc.clone(), b_enc.clone(), selection);
+        let code = next(
+            &z,
+            residual.clone(),
+            w_enc.clone(),
+            b_enc.clone(),
+            selection,
+            Search::Auto,
+        );
         let weights = uniform(code.rows.len(), 99);
         let shape = [weights.len()];
         let weights = Tensor::<1>::from_data(TensorData::new(weights, shape), device);

@@ -91,7 +91,14 @@ impl Trainer {
             if let Some(visible) = visible {
                 residual = residual * visible.clone();
             }
-            let code = unrolled::next(&seen.code, residual, sae.w_enc.clone(), b_enc.clone(), &selection);
+            let code = unrolled::next(
+                &seen.code,
+                residual,
+                sae.w_enc.clone(),
+                b_enc.clone(),
+                &selection,
+                self.search,
+            );
             let aux = seen.aux;
             seen = self.valued(code);
             seen.aux = aux;
@@ -134,7 +141,13 @@ impl Trainer {
         let sae = &self.sae;
         let visible = visible.map(|v| v.clone().no_grad());
         let plain = |t: &Tensor<2>| t.clone().no_grad();
-        let code = pursuit.code(plain(&centred), plain(&sae.w_enc), plain(&sae.w_dec), visible);
+        let code = pursuit.code(
+            plain(&centred),
+            plain(&sae.w_enc),
+            plain(&sae.w_dec),
+            visible,
+            self.search,
+        );
         let aux = aux.and_then(|aux| {
             let first = Selection::PerToken {
                 score: pursuit.score,

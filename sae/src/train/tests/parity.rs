@@ -1,4 +1,4 @@
-//! One pass on the same weights and rows as SAELens and sparsify: codes, reconstructions, every part of the loss and
+//! One pass on the same weights and rows as SAELens, sparsify and dictionary_learning: codes, reconstructions, every part of the loss and
 //! all gradients, within 1e-5 of the largest value. `tests/fixtures/peers/make.py` made the references.
 
 use std::path::Path;
@@ -380,6 +380,69 @@ fn transcoders_of_saelens_and_sparsify_have_the_same_codes_losses_and_gradients(
     }
 }
 
+/// dictionary_learning cuts its auxiliary code at zero, so the candidates of these cases are all positive; its levels of
+/// Matryoshka have weights, which are 1 here; and its gates' magnitudes count without the decoder's norms, which are 1 here
+/// but have a gradient along the rows, which a step removes.
+#[test]
+fn dictionary_learning_has_the_same_codes_losses_and_gradients() {
+    let mse = "[mse]\nnormalize = \"none\"\n";
+    let gated = format!("{mse}[gate]\n[l1]\nweight = 0.7\nwarmup_share = 0.0");
+    let cases = [
+        (
+            "dl_topk",
+            Method::TopK,
+            mse,
+            &[("mse", "l2_loss"), ("aux_k", "auxk_loss")][..],
+        ),
+        (
+            "dl_batch_topk",
+            Method::BatchTopK,
+            mse,
+            &[("mse", "l2_loss"), ("aux_k", "auxk_loss")],
+        ),
+        (
+            "dl_matryoshka",
+            Method::BatchTopK,
+            "[matryoshka]\nwidths = [12, 30]",
+            &[("matryoshka", "l2_loss"), ("aux_k", "auxk_loss")],
+        ),
+        (
+            "dl_gated",
+            Method::Gated,
+            &gated,
+            &[("mse", "mse_loss"), ("gate", "aux_loss"), ("l1", "sparsity_loss")],
+        ),
+    ];
+    for (name, method, objective, parts) in cases {
+        let peer = Peer::new(name);
+        let aux_weight = match method {
+            Method::Gated => 0.0,
+            _ => 1.0 / 32.0,
+        };
+        let trainer = peer.trainer(method, objective, aux_weight);
+        let pass = peer.forward(&trainer);
+        peer.check_forward(&pass);
+        let loss = trainer.objective.loss(&pass);
+        let (total, found) = loss.read().unwrap();
+        for &(ours, theirs) in parts {
+            let value = found.iter().find(|p| p.0 == ours).unwrap().1;
+            near(&format!("{name} {ours}"), &[value], &[peer.part(theirs)]);
+        }
+        near(&format!("{name} loss"), &[total], &peer.read("loss"));
+        drop(pass);
+        let gradients = trainer.gradients(loss);
+        peer.check_gradients(&gradients);
+        if method == Method::Gated {
+            let (mut found, rows) = (read(&gradients.w_dec), peer.read("w_dec"));
+            for (gradient, row) in found.chunks_mut(D_IN).zip(rows.chunks(D_IN)) {
+                let along: f32 = gradient.iter().zip(row).map(|(g, d)| g * d).sum();
+                gradient.iter_mut().zip(row).for_each(|(g, d)| *g -= along * d);
+            }
+            peer.close("projected.w_dec", &found);
+        }
+    }
+}
+
 /// What was left out for being too close to call is said with the references.
 #[test]
 fn the_references_count_what_they_left_out() {
@@ -390,7 +453,11 @@ fn the_references_count_what_they_left_out() {
     let metadata = header["__metadata__"].as_object().unwrap();
     let counted = metadata.iter().filter(|(key, _)| key.starts_with("left_out."));
     let counts: Vec<usize> = counted.map(|(_, n)| n.as_str().unwrap().parse().unwrap()).collect();
-    assert_eq!(counts.len(), 14);
+    assert_eq!(counts.len(), 18);
     assert!(counts.iter().all(|n| *n <= 2), "{metadata:?}");
-    assert!(metadata.contains_key("sae-lens") && metadata.contains_key("eai-sparsify"));
+    assert!(
+        ["sae-lens", "eai-sparsify", "dictionary-learning"]
+            .iter()
+            .all(|p| metadata.contains_key(*p))
+    );
 }

@@ -49,6 +49,17 @@ def train():
     yield from beside(results["train"]["medians"], "step_s", 3)
 
 
+def quality():
+    yield "| | at its default rate | at the best of six | that rate | dead latents there | FVU at the other rates |"
+    yield "|---|---|---|---|---|---|"
+    for tool, runs in results["quality"]["held_out"].items():
+        rates = {name: run for name, run in runs.items() if name != "default"}
+        best = min(rates, key=lambda name: rates[name]["fvu"])
+        others = ", ".join(f"{name}: {run['fvu']:.4f}" for name, run in rates.items() if name != best)
+        yield (f"| {tool} | {runs['default']['fvu']:.4f} ({runs['default']['lr']:.2g}) | {rates[best]['fvu']:.4f} | {best} |"
+               f" {rates[best]['dead_share']:.1%} | {others} |")
+
+
 def store():
     figures = results["store"]["medians"]["store_bench"]
     yield "| | write | sequential read | mixed read | peak memory of the whole |"
@@ -76,7 +87,7 @@ def machine():
 
 
 page = text.read_text()
-for name in ("machine", "harvest", "memory", "train", "store", "index"):
+for name in ("machine", "harvest", "memory", "train", "quality", "store", "index"):
     if name in results:
         table = "\n".join(globals()[name]())
         page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + table + "\n" + m[2], page, flags=re.S)

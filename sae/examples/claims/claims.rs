@@ -7,7 +7,8 @@ use super::run::{Measured, interval, train};
 const TOKENS: usize = 24_000;
 const FRESH: usize = 6_000;
 
-const RECIPE: Recipe = Recipe {
+/// Directions that are all as frequent.
+pub const RECIPE: Recipe = Recipe {
     d_in: 32,
     atoms: 64,
     active: (4, 4),
@@ -17,7 +18,7 @@ const RECIPE: Recipe = Recipe {
 };
 
 /// One dictionary a seed, with the data it is measured on.
-fn runs(seeds: u64, recipe: &Recipe, sets: &[(&str, &str)]) -> Vec<(Measured, super::data::Data)> {
+pub fn runs(seeds: u64, recipe: &Recipe, sets: &[(&str, &str)]) -> Vec<(Measured, super::data::Data)> {
     let mut all = vec![
         ("train.steps", "3000".to_owned()),
         ("train.batch", "256".to_owned()),
@@ -32,12 +33,12 @@ fn runs(seeds: u64, recipe: &Recipe, sets: &[(&str, &str)]) -> Vec<(Measured, su
     (0..seeds).map(one).collect()
 }
 
-fn column(runs: &[(Measured, super::data::Data)], of: impl Fn(&Measured, &super::data::Data) -> f64) -> String {
+pub fn column(runs: &[(Measured, super::data::Data)], of: impl Fn(&Measured, &super::data::Data) -> f64) -> String {
     let values: Vec<f64> = runs.iter().map(|(measured, data)| of(measured, data)).collect();
     interval(&values)
 }
 
-fn mean_nearest(measured: &Measured, data: &super::data::Data) -> f64 {
+pub fn mean_nearest(measured: &Measured, data: &super::data::Data) -> f64 {
     let nearest = data.nearest(&measured.decoder);
     nearest.iter().sum::<f64>() / nearest.len() as f64
 }
@@ -152,7 +153,7 @@ pub fn aux_zipf(seeds: u64) {
     }
 }
 
-fn share(values: &[f64], good: impl Fn(f64) -> bool) -> f64 {
+pub fn share(values: &[f64], good: impl Fn(f64) -> bool) -> f64 {
     values.iter().filter(|v| good(**v)).count() as f64 / values.len() as f64
 }
 

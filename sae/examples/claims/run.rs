@@ -4,6 +4,8 @@
 #[expect(clippy::unwrap_used, reason = "a helper of the tests")]
 mod support;
 
+use std::path::Path;
+
 use activations::{Outcome, Silent, Stop};
 use sae::config::RunConfig;
 use sae::metrics::{Firing, Quality};
@@ -20,12 +22,20 @@ pub struct Measured {
     pub densities: Vec<f64>,
     pub code: HostCode,
     pub decoder: Vec<f32>,
+    /// What was saved.
+    pub sae: Sae,
 }
 
 /// Trains on `train` with the keys of `sets`, and measures on `test`.
 pub fn train(train: &Data, test: &Data, seed: u64, sets: &[(&str, String)]) -> Measured {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let acts = support::npy(&dir.path().join("acts.npy"), &train.rows, train.d_in);
+    train_on(&acts, test, seed, sets)
+}
+
+/// Trains on the activations at `acts` with the keys of `sets`, and measures on `test`.
+pub fn train_on(acts: &Path, test: &Data, seed: u64, sets: &[(&str, String)]) -> Measured {
+    let dir = tempfile::tempdir().expect("a temporary directory");
     let mut all = vec![
         ("data.acts".to_owned(), format!("{:?}", acts.display().to_string())),
         ("train.seed".to_owned(), seed.to_string()),
@@ -40,10 +50,11 @@ pub fn train(train: &Data, test: &Data, seed: u64, sets: &[(&str, String)]) -> M
     assert_eq!(outcome, Outcome::Finished, "nobody stops it");
     let device = activations::Device::Cpu.open().expect("there is a processor");
     let (sae, _) = Sae::load(&out, &device).expect("what was saved loads");
-    measure(&sae, test)
+    measure(sae, test)
 }
 
-fn measure(sae: &Sae, test: &Data) -> Measured {
+/// The quality of `sae` on `test`.
+pub fn measure(sae: Sae, test: &Data) -> Measured {
     let (mut quality, mut firing) = (Quality::new(test.d_in), Firing::new(sae.d_sae()));
     let code = sae.encode_rows(&test.rows).expect("rows of its width");
     quality.add(&test.rows, &sae.decode_rows(&code).expect("a code of its own"));
@@ -56,6 +67,7 @@ fn measure(sae: &Sae, test: &Data) -> Measured {
         densities: firing.counts().iter().map(|&n| n as f64 / tokens).collect(),
         decoder: sae.decoder_rows().expect("a device that works"),
         code,
+        sae,
     }
 }
 

@@ -24,11 +24,13 @@ mod shards;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::BuildHasher;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -132,6 +134,12 @@ impl Place {
 
 const HARVEST: &str = "harvest --model MODEL --text TEXT --separator <|end|> --tokens 20k --json";
 
+/// A number between 0 and 1 that is another one each time.
+fn chance() -> f64 {
+    // The standard library's only source of it.
+    RandomState::new().hash_one(0) as f64 / u64::MAX as f64
+}
+
 fn harvest(place: &Place, out: &str) -> Value {
     place.json(&format!("{HARVEST} --hook {HOOK} --out {out}"))
 }
@@ -208,28 +216,21 @@ fn a_harvest_that_is_killed_says_so_and_resumes_to_the_same_bytes() {
 
 #[test]
 #[cfg(unix)]
-fn a_training_that_is_killed_over_and_over_ends_with_the_same_bytes() {
+fn a_training_that_is_killed_ten_times_at_random_ends_with_the_same_bytes() {
     let place = Place::new();
     harvest(&place, "acts");
     let settings = "--acts acts --json --set sae.d_sae=256 --set sae.k=8 --set train.steps=400 --set train.batch=256 --set train.checkpoint_every=20";
+    let start = Instant::now();
     place.json(&format!("train --out whole {settings}"));
-    for milliseconds in [300, 500, 700, 900] {
-        let resume = if place.path("killed/run.toml").exists() {
-            "--resume"
-        } else {
-            ""
-        };
-        place.kill(
-            &format!("train --out killed {settings} {resume}"),
-            Duration::from_millis(milliseconds),
-        );
-    }
-    let resume = if place.path("killed/run.toml").exists() {
-        "--resume"
-    } else {
-        ""
+    let whole = start.elapsed();
+    let line = |place: &Place| match place.path("killed/run.toml").exists() {
+        true => format!("train --out killed {settings} --resume"),
+        false => format!("train --out killed {settings}"),
     };
-    place.json(&format!("train --out killed {settings} {resume}"));
+    for _ in 0..10 {
+        place.kill(&line(&place), whole.mul_f64(0.5 * chance()));
+    }
+    place.json(&line(&place));
     // What depends on the clock is in these two; a checkpoint also says how long the run took.
     let clock = ["timings.jsonl", "summary.json", "checkpoint"];
     assert_eq!(place.files("killed", &clock), place.files("whole", &clock));

@@ -95,6 +95,29 @@ fn a_run_that_was_stopped_resumes_to_the_same_bytes() {
 }
 
 #[test]
+fn a_checkpoint_of_another_build_is_refused_by_its_version_whatever_else_it_says() {
+    let place = Place::new(false);
+    let sets = [("train.steps", "60")];
+    let stop = Stop::new();
+    let interrupt = Interrupt::new(8, Some(stop.clone()));
+    let out = place.out("stopped");
+    let (outcome, _) = train::run(&place.config(&sets), &out, false, &interrupt, &stop).unwrap();
+    assert_eq!(outcome, Outcome::Stopped);
+    let path = out.join("checkpoint/state.json");
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (version, who) in [(99, "newer"), (0, "older")] {
+        let mut other = state.clone();
+        other["version"] = version.into();
+        other["something"] = "of that version".into();
+        fs::write(&path, other.to_string()).unwrap();
+        let error = place.run(&sets, "stopped", true).unwrap_err().to_string();
+        assert!(error.contains("state.json") && error.contains(who), "{error}");
+    }
+    fs::write(&path, state.to_string()).unwrap();
+    place.run(&sets, "stopped", true).unwrap();
+}
+
+#[test]
 fn a_run_that_was_killed_resumes_from_its_checkpoint_to_the_same_bytes() {
     let place = Place::new(false);
     let sets = [

@@ -1,12 +1,10 @@
 //! A long harvest of a real model, killed at random moments. By hand: it takes minutes.
 
-use std::collections::hash_map::RandomState;
 use std::fs;
-use std::hash::BuildHasher;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::Place;
+use super::{Place, chance};
 
 #[test]
 #[cfg(unix)]
@@ -21,10 +19,8 @@ fn two_million_tokens_killed_five_times_at_random_end_in_the_same_bytes() {
     let start = Instant::now();
     place.json(&format!("{line} --out whole"));
     let whole = start.elapsed();
-    for kill in 1..=5u64 {
-        // The standard library's only source of chance.
-        let share = RandomState::new().hash_one(kill) as f64 / u64::MAX as f64;
-        let after = Duration::from_secs_f64(0.3 * share * whole.as_secs_f64());
+    for _ in 1..=5 {
+        let after = whole.mul_f64(0.3 * chance());
         place.kill(&format!("{line} --out killed{}", resume(&place)), after);
         assert!(
             !place.path("killed/manifest.json").exists(),

@@ -47,13 +47,13 @@ impl Acts {
         format!("`{}`, {} rows of width {}", self.hook, self.rows, self.d_in())
     }
 
-    /// One dictionary a seed: k = 32, 1,000 steps of 2,048 tokens, unless `sets` says otherwise.
+    /// One dictionary a seed: k = 32, 1,000 steps of 1,024 tokens, unless `sets` says otherwise.
     pub fn runs(&self, seeds: u64, sets: &[(&str, String)]) -> Vec<Measured> {
         let mut all = vec![
             ("sae.k", "32".to_owned()),
             ("train.steps", "1000".to_owned()),
-            ("train.batch", "2048".to_owned()),
-            ("train.lr", "1e-3".to_owned()),
+            ("train.batch", "1024".to_owned()),
+            ("train.lr", "2e-3".to_owned()),
             ("data.held_out_rows", HELD_OUT.to_string()),
         ];
         all.extend_from_slice(sets);
@@ -86,7 +86,7 @@ fn mean_max_cosine(decoder: &[f32], width: usize) -> f64 {
 
 /// The penalty halves the mean largest cosine for little reconstruction (arXiv 2509.22033).
 pub fn orthogonality(seeds: u64, acts: &Acts) {
-    let d_sae = 16 * acts.d_in();
+    let d_sae = 8 * acts.d_in();
     println!(
         "\n2. {}, `batch_topk` of {d_sae} latents, k = 32, as saved\n",
         acts.describe()
@@ -119,7 +119,7 @@ pub fn orthogonality(seeds: u64, acts: &Acts) {
 
 /// One hierarchical dictionary is nearly as good at every k as one trained for it (arXiv 2505.24473).
 pub fn hierarchical(seeds: u64, acts: &Acts) {
-    let d_sae = (16 * acts.d_in()).to_string();
+    let d_sae = (8 * acts.d_in()).to_string();
     println!("\n3. {}, {d_sae} latents, held-out FVU\n", acts.describe());
     println!(
         "| k | TopK trained for it | one hierarchical | its excess | TopK of 32, cut to k |\n|---|---|---|---|---|"

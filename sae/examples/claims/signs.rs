@@ -48,7 +48,7 @@ pub fn planted(seeds: u64) {
 pub fn of_a_model(seeds: u64, acts: &Acts) {
     println!("\n1. {}, k = 32\n", acts.describe());
     println!("| method | latents | FVU | dead latents | bidirectional |\n|---|---|---|---|---|");
-    let width = 8 * acts.d_in();
+    let width = 4 * acts.d_in();
     for (method, d_sae) in [("topk", width), ("topk", 2 * width), ("abs_topk", width)] {
         let sets = [("sae.method", method.to_owned()), ("sae.d_sae", d_sae.to_string())];
         let runs = acts.runs(seeds, &sets);

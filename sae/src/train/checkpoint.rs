@@ -55,6 +55,11 @@ pub struct State {
     tensors: String,
 }
 
+#[derive(Deserialize)]
+struct Layout {
+    version: u32,
+}
+
 /// Writes the state of `learner` into `dir`, which is created if it is missing.
 ///
 /// # Errors
@@ -197,13 +202,21 @@ pub fn read_state(dir: &Path) -> Result<Option<State>> {
     }
     let bytes = fs::read(&path).map_err(Error::io(&path))?;
     let bad = |problem: String| Error::bad_file(&path, problem);
-    let state: State = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not the state of a run: {e}")))?;
-    if state.version != VERSION {
+    let not_a_state = |e: serde_json::Error| bad(format!("not the state of a run: {e}"));
+    // Of other versions only this much is known.
+    let layout: Layout = serde_json::from_slice(&bytes).map_err(not_a_state)?;
+    if layout.version != VERSION {
+        let who = match layout.version > VERSION {
+            true => "a newer build",
+            false => "an older build",
+        };
         return Err(bad(format!(
-            "has version {}, this build reads version {VERSION}",
-            state.version
+            "has version {}, this build reads version {VERSION}: it was written by {who}; finish the run with that, or begin \
+             another one",
+            layout.version
         )));
     }
+    let state: State = serde_json::from_slice(&bytes).map_err(not_a_state)?;
     if Path::new(&state.tensors).components().count() != 1 {
         return Err(bad(format!(
             "names tensors {:?}, expected a plain file name",

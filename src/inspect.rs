@@ -210,6 +210,12 @@ fn run_or_dictionary(path: &Path) -> anyhow::Result<Facts> {
     }
     facts.optional("model", card.model.as_ref().map(|m| m.name.clone()));
     facts.number("trained tokens", card.trained_tokens);
+    facts.optional(
+        "initialised from",
+        card.initialised_from
+            .as_ref()
+            .map(|from| format!("{} ({})", from.name, &from.sha256.get(..12).unwrap_or(&from.sha256))),
+    );
     if let Some(quality) = card.held_out {
         facts.figure("fvu", quality.fvu, 4);
         facts.figure("l0", quality.l0, 2);

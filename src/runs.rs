@@ -63,10 +63,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn list(found: &[Run]) {
-    let head = [
-        "run", "method", "d_sae", "k", "steps", "FVU", "L0", "dead", "size", "state",
-    ];
+    let head = ["run", "method", "d_sae", "k", "steps", "FVU", "L0", "dead", "size"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
+    // Most go on from nothing.
+    let any_init = found.iter().any(|run| run.init.is_some());
+    rows[0].extend(any_init.then(|| "from".to_owned()));
+    rows[0].push("state".to_owned());
     rows.extend(found.iter().map(|run| {
         let [fvu, l0, dead] = figures(run);
         let size = bytes(run.bytes);
@@ -78,7 +80,7 @@ fn list(found: &[Run]) {
             ),
             None => state(run).to_owned(),
         };
-        vec![
+        let mut row = vec![
             run.path.display().to_string(),
             known(run.method.clone()),
             known(run.d_sae.map(|n| grouped(n as u64))),
@@ -88,8 +90,10 @@ fn list(found: &[Run]) {
             l0,
             dead,
             size,
-            state,
-        ]
+        ];
+        row.extend(any_init.then(|| known(run.init.as_ref().map(|dir| dir.display().to_string()))));
+        row.push(state);
+        row
     }));
     print_table(&rows);
 }

@@ -39,6 +39,7 @@ Examples:
   sae train --acts acts/ --hook blocks.2.hook_resid_post --hook blocks.3.hook_resid_post --out runs/x     # a crosscoder
   sae train --acts acts/ --set sae.method=bilinear --set bilinear.form=mixed --out runs/q       # a bilinear autoencoder
   sae train --acts inputs.npy --target-acts outputs.npy --set sae.skip=true --out runs/s     # a skip transcoder, any model
+  sae train --acts other/ --init runs/a --out runs/k --set sae.d_sae=4096   # goes on from a dictionary, and widens it
   sae train --config run.toml --out runs/d
   sae train --acts acts/ --out runs/grid --set sae.k=[16,32,64] --set train.lr=[1e-3,3e-4]   # six, on one stream
   sae train --out runs/d --resume                                         # after Ctrl-C, a crash or kill -9
@@ -46,6 +47,10 @@ Examples:
 Lists make a grid: every combination of listed values is a dictionary, in a directory of its own in --out, and all of them
 see the same batches, read and normalised once. `[[sae]]` blocks in a run.toml list dictionaries one by one, each with
 objective and train keys of its own if it likes (docs/methods.md). Any of them can be trained again alone from its run.toml.
+
+--init goes on from any dictionary, on other data if you like: what is not given (method, latents, encoder, shape, hooks)
+is as it is there, and with a larger sae.d_sae random latents are added (docs/methods.md). It has to be there still, and the
+same, when such a run is resumed.
 
 With --model and --text nothing is harvested to the disk: the model computes activations while the dictionary is trained
 on them, and everything about the text is in run.toml, so that --resume needs no flags (docs/streaming.md). --tokens is how
@@ -94,6 +99,9 @@ pub struct Args {
     /// Number format of a column of bytes whose file does not say it: f16, bf16 or f32
     #[arg(long, value_name = "DTYPE")]
     acts_dtype: Option<ActDtype>,
+    /// Go on from a dictionary: a run's directory, or any with a dictionary.json
+    #[arg(long, value_name = "DIR")]
+    init: Option<PathBuf>,
     /// A run.toml; all other flags go over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -166,11 +174,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// The file (on resuming, the run's own unless another is named), with the flags over it.
 fn configuration(args: &Args) -> anyhow::Result<Grid> {
     let mut overrides = args.set.clone();
-    if let Some(acts) = &args.acts {
-        let acts = acts
+    for (key, path) in [
+        ("data.acts", &args.acts),
+        ("data.target_acts", &args.target_acts),
+        ("sae.init", &args.init),
+    ] {
+        let Some(path) = path else { continue };
+        let path = path
             .to_str()
-            .with_context(|| format!("{}: a path in run.toml must be UTF-8", acts.display()))?;
-        overrides.push(("data.acts".into(), toml_string(acts)));
+            .with_context(|| format!("{}: a path in run.toml must be UTF-8", path.display()))?;
+        overrides.push((key.into(), toml_string(path)));
     }
     if let Some(model) = &args.model {
         overrides.push(("data.model".into(), toml_string(model)));
@@ -192,12 +205,6 @@ fn configuration(args: &Args) -> anyhow::Result<Grid> {
     }
     if !args.target.is_empty() {
         overrides.push(("data.target".into(), toml_list(&args.target)));
-    }
-    if let Some(acts) = &args.target_acts {
-        let acts = acts
-            .to_str()
-            .with_context(|| format!("{}: a path in run.toml must be UTF-8", acts.display()))?;
-        overrides.push(("data.target_acts".into(), toml_string(acts)));
     }
     if let Some(dtype) = args.acts_dtype {
         overrides.push(("data.acts_dtype".into(), toml_string(&dtype.to_string())));
@@ -268,6 +275,9 @@ fn train_grid(
         eprintln!("{} dictionaries on one stream of {}", plans.len(), plan.source);
         for (name, plan) in plans {
             eprintln!("  {name}: {}, d_sae {}", plan.method_name(), plan.d_sae);
+            for note in plan.notes() {
+                eprintln!("    {note}");
+            }
         }
         let seconds = plans.iter().filter_map(|(_, plan)| plan.seconds).sum();
         eprintln!(

@@ -8,6 +8,8 @@ mod acts;
 mod compressed;
 #[path = "pipeline/encode.rs"]
 mod encode;
+#[path = "pipeline/init.rs"]
+mod init;
 #[path = "pipeline/int8.rs"]
 mod int8;
 #[path = "pipeline/killed.rs"]

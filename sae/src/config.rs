@@ -19,11 +19,12 @@ mod course;
 mod data;
 mod encoder;
 mod grid;
+mod init;
 mod keys;
 mod method;
 mod places;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -61,8 +62,16 @@ pub struct RunConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SaeConfig {
-    /// The activation function.
-    pub method: Method,
+    /// A dictionary to go on from: a run's directory, or any with a `dictionary.json`. What is left open of `[sae]`, and of
+    /// the hooks, is then as it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// That dictionary's digest, which a run writes down: [`digest`](crate::dictionary::digest).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_digest: Option<String>,
+    /// The activation function. Default: `topk`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
     /// Latents that may fire for a token, or on average for a token of a batch. Default: 32, where the method has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub k: Option<usize>,
@@ -98,7 +107,8 @@ pub struct SaeConfig {
     /// Latents per dimension of the activations, where `d_sae` is not given. Default: 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expansion: Option<usize>,
-    /// Where learned thresholds start, in the units of the trainer (`E|x|^2 = d_in`). Default: 0.01 for jumprelu.
+    /// Where learned thresholds start, in the units of the trainer (`E|x|^2 = d_in`), of latents that `init` has none of.
+    /// Default: 0.01 for jumprelu.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold_init: Option<f64>,
     /// How far from a threshold pre-activations are that it learns from. Default: 0.05 for jumprelu.
@@ -310,10 +320,13 @@ impl RunConfig {
             ));
         }
         self.data.validate()?;
-        self.validate_shape()?;
         self.validate_counts()?;
         self.validate_numbers()?;
-        self.validate_method(self.sae.d_sae)?;
+        self.validate_init()?;
+        if !self.waits_for_init() {
+            self.validate_shape()?;
+            self.validate_method(self.sae.d_sae)?;
+        }
         let device: activations::Result<activations::Device> = self.train.device.parse();
         device.map_err(|e| Error::config("train.device", e.to_string()))?;
         Ok(())

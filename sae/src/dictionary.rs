@@ -25,7 +25,7 @@ mod scale;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-pub use self::card::{Calibration, DictionaryCard, HeldOut, Place, Shape};
+pub use self::card::{Calibration, DictionaryCard, DictionaryRef, HeldOut, Place, Shape};
 pub use self::file::{CARD, PARAMETERS, digest};
 pub(crate) use self::file::{check_shapes, read_finite};
 pub use self::inference::{InferenceForm, Visit};

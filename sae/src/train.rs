@@ -22,6 +22,8 @@ mod curves;
 mod dead;
 mod density;
 mod evaluate;
+mod init;
+mod initial;
 mod input;
 mod learner;
 mod log;
@@ -44,6 +46,7 @@ use activations::{Outcome, Progress, Silent, Stop};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::density::Zipf;
+use self::init::Init;
 use self::input::Input;
 use self::learner::Learner;
 use self::member::{Member, Moment};
@@ -136,13 +139,15 @@ impl Training {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_grid(grid: &Grid, progress: &dyn Progress) -> Result<Self> {
-        let (_, first) = grid
-            .runs
-            .first()
-            .ok_or_else(|| Error::Invalid("a grid of no runs".into()))?;
+        let mut runs = grid.runs.clone();
+        let inits = inits(&mut runs)?;
+        let (_, first) = runs.first().ok_or_else(|| Error::Invalid("a grid of no runs".into()))?;
         let input = Input::open(first, progress)?;
-        let plan = |(name, config): &(String, RunConfig)| Ok((name.clone(), TrainPlan::new(config, &input)?));
-        let plans = grid.runs.iter().map(plan).collect::<Result<_>>()?;
+        let plan = |(name, config): &(String, RunConfig)| {
+            let init = config.sae.init.as_ref().and_then(|dir| inits.get(dir));
+            Ok((name.clone(), TrainPlan::new(config, &input, init)?))
+        };
+        let plans = runs.iter().map(plan).collect::<Result<_>>()?;
         Ok(Self {
             plans,
             grid: (!grid.is_single()).then(|| grid.to_toml().to_owned()),
@@ -291,6 +296,34 @@ impl Training {
         progress.finish();
         Ok((Outcome::Finished, Some(finished)))
     }
+}
+
+/// The dictionaries that `runs` go on from, by their directories, which fill in what the runs leave open.
+fn inits(runs: &mut [(String, RunConfig)]) -> Result<BTreeMap<PathBuf, Init>> {
+    let mut inits = BTreeMap::new();
+    for dir in runs.iter().filter_map(|(_, config)| config.sae.init.as_ref()) {
+        if !inits.contains_key(dir) {
+            inits.insert(dir.clone(), Init::open(dir)?);
+        }
+    }
+    // All have the same data.
+    let first = runs.iter().find_map(|(_, config)| inits.get(config.sae.init.as_ref()?));
+    if let (Some(first), Some((_, config))) = (first, runs.first()) {
+        let mut data = config.data.clone();
+        first.fill_hooks(&mut data);
+        let (hook, hooks, target) = (data.hook, data.hooks, data.target);
+        for (_, config) in runs.iter_mut() {
+            config.data.hook.clone_from(&hook);
+            config.data.hooks.clone_from(&hooks);
+            config.data.target.clone_from(&target);
+        }
+    }
+    for (_, config) in runs {
+        if let Some(init) = config.sae.init.as_ref().and_then(|dir| inits.get(dir)) {
+            init.fill(config)?;
+        }
+    }
+    Ok(inits)
 }
 
 /// A run that has not begun, or goes on from where it was.

@@ -56,6 +56,7 @@ fn card() -> DictionaryCard {
         d_sae: D_SAE,
         sparsifier: dictionary().sparsifier,
         calibration: None,
+        initialised_from: None,
         hook: Some(naming().hook),
         reads: Vec::new(),
         writes: Vec::new(),

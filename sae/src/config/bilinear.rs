@@ -46,7 +46,7 @@ impl BilinearConfig {
 impl RunConfig {
     /// Whether it trains a bilinear autoencoder, and not a sparse dictionary.
     pub(crate) fn is_bilinear(&self) -> bool {
-        self.sae.method == Method::Bilinear
+        self.method() == Method::Bilinear
     }
 
     /// Refuses `[bilinear]` without its method, and whatever is about selecting latents beside it.
@@ -58,7 +58,7 @@ impl RunConfig {
                     "bilinear.form",
                     format!(
                         "is in the configuration, but sae.method is {}: [bilinear] is for sae.method = \"bilinear\"",
-                        self.sae.method.key()
+                        self.method().key()
                     ),
                 )),
             };

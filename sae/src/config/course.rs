@@ -55,7 +55,7 @@ impl RunConfig {
     /// Refuses what contradicts the method, and budgets of less than a token.
     pub(super) fn validate_course(&self, d_sae: Option<usize>) -> Result<()> {
         let sae = &self.sae;
-        let method = sae.method.key();
+        let method = self.method().key();
         match (sae.k_start, self.sparsifier().k()) {
             (Some(_), None) => {
                 return Err(Error::config(
@@ -134,7 +134,7 @@ impl RunConfig {
             return match given.iter().find(|g| g.1) {
                 Some((key, _, whom)) => Err(Error::config(
                     *key,
-                    format!("is given, but sae.method is {}: it is for {whom}", sae.method.key()),
+                    format!("is given, but sae.method is {}: it is for {whom}", self.method().key()),
                 )),
                 None => Ok(()),
             };

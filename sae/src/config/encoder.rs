@@ -25,6 +25,18 @@ pub enum EncoderName {
     OrthogonalPursuit,
 }
 
+impl EncoderName {
+    /// The name of an encoder.
+    pub(super) fn of(encoder: Encoder) -> Self {
+        match encoder {
+            Encoder::Linear => Self::Linear,
+            Encoder::Unrolled { .. } => Self::Unrolled,
+            Encoder::MatchingPursuit => Self::MatchingPursuit,
+            Encoder::OrthogonalPursuit => Self::OrthogonalPursuit,
+        }
+    }
+}
+
 impl RunConfig {
     /// The encoder.
     pub(super) fn encoder(&self) -> Encoder {

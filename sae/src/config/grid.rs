@@ -300,7 +300,8 @@ mod tests {
             names(&grid),
             ["k-16_lr-0.001", "k-16_lr-1e-4", "k-32_lr-0.001", "k-32_lr-1e-4"]
         );
-        let alone = RunConfig::from_toml("[sae]\nk = 32\n[train]\nlr = 1e-3", &[]).unwrap();
+        let alone = "[sae]\nk = 32\nmethod = \"topk\"\n[train]\nlr = 1e-3";
+        let alone = RunConfig::from_toml(alone, &[]).unwrap();
         assert_eq!(grid.runs[2].1, alone);
         assert_eq!(Grid::from_toml(grid.to_toml(), &[]).unwrap(), grid);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-use super::{Aux, BilinearConfig, DataConfig, EncoderName, RunConfig, SaeConfig, TrainConfig};
+use super::{Aux, BilinearConfig, DataConfig, EncoderName, Method, RunConfig, SaeConfig, TrainConfig};
 use crate::dictionary::InferenceForm;
 use crate::error::{Error, Result};
 use crate::objective::ObjectiveConfig;
@@ -40,6 +40,9 @@ fn complete() -> RunConfig {
             ..DataConfig::default()
         },
         sae: SaeConfig {
+            init: Some("run".into()),
+            init_digest: Some("0".into()),
+            method: Some(Method::TopK),
             d_sae: Some(1),
             expansion: Some(1),
             k: Some(1),
@@ -59,7 +62,6 @@ fn complete() -> RunConfig {
             skip: true,
             inference: Some(InferenceForm::Threshold),
             inference_l0: Some(1.0),
-            ..SaeConfig::default()
         },
         objective: ObjectiveConfig::complete(),
         bilinear: Some(BilinearConfig::complete()),
@@ -157,6 +159,10 @@ pub(super) fn set(tree: &mut Table, key: &str, value: &str) -> Result<()> {
         } else if name == b {
             table.remove(a);
         }
+    }
+    if key == "sae.init" {
+        // Of the dictionary that the file names.
+        table.remove("init_digest");
     }
     table.insert(name.to_owned(), parsed);
     Ok(())

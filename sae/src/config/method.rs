@@ -105,18 +105,45 @@ impl Method {
         Sparsifier::new(score, allocation).shrunk(shrink)
     }
 
+    /// The method that trains it, where there is one: an inference form of a budget of signed values has none.
+    pub(super) fn of(sparsifier: Sparsifier) -> Option<Self> {
+        let Sparsifier { score, allocation, .. } = sparsifier;
+        Some(match (sparsifier.shrink, allocation, score) {
+            (Shrink::Soft, ..) => Self::Soft,
+            (Shrink::Half, ..) => Self::Half,
+            (Shrink::Cel0 { .. }, ..) => Self::Cel0,
+            (_, Allocation::PerToken { .. }, Score::Positive) => Self::TopK,
+            (_, Allocation::PerToken { .. }, Score::Magnitude) => Self::AbsTopK,
+            (_, Allocation::PerToken { .. }, Score::Value) => Self::KSparse,
+            (_, Allocation::PerBatch { .. }, Score::Positive) => Self::BatchTopK,
+            (_, Allocation::PerBatch { .. }, _) => Self::AbsBatchTopK,
+            (_, Allocation::PerLatent { .. }, Score::Positive) => Self::FeatureChoice,
+            (_, Allocation::PerLatent { .. }, _) => Self::AbsFeatureChoice,
+            (_, Allocation::All, _) => Self::ReLU,
+            (_, Allocation::Gate, _) => Self::Gated,
+            (_, Allocation::Threshold, Score::Positive) => Self::JumpReLU,
+            (_, Allocation::Threshold, Score::Magnitude) => Self::Hard,
+            (_, Allocation::Threshold, Score::Value) => return None,
+        })
+    }
+
     /// Whether it is a threshold that a penalty's strength sets.
-    fn is_thresholding(self) -> bool {
+    pub(super) fn is_thresholding(self) -> bool {
         matches!(self, Self::Hard | Self::Soft | Self::Half | Self::Cel0)
     }
 }
 
 impl RunConfig {
+    /// The method.
+    pub fn method(&self) -> Method {
+        self.sae.method.unwrap_or_default()
+    }
+
     /// The activation function in training.
     pub fn sparsifier(&self) -> Sparsifier {
-        let sae = &self.sae;
-        let mut sparsifier = sae.method.sparsifier(sae.k.unwrap_or(K));
-        if sae.method.is_thresholding() {
+        let (sae, method) = (&self.sae, self.method());
+        let mut sparsifier = method.sparsifier(sae.k.unwrap_or(K));
+        if method.is_thresholding() {
             if sae.lambda.is_some() {
                 sparsifier.allocation = Allocation::Threshold;
             }
@@ -132,7 +159,7 @@ impl RunConfig {
 
     /// Whether thresholds are parameters that training moves.
     pub(crate) fn learns_thresholds(&self) -> bool {
-        self.sae.method == Method::JumpReLU
+        self.method() == Method::JumpReLU
     }
 
     /// Where thresholds start in the units of the trainer, where there are any in training.
@@ -160,8 +187,10 @@ impl RunConfig {
 
     /// Fills in what the method leaves open.
     pub(crate) fn fill_method(&mut self) {
+        let method = self.method();
         let (sae, objective) = (&mut self.sae, &mut self.objective);
-        match sae.method {
+        sae.method = Some(method);
+        match method {
             Method::ReLU if !objective.sparsifies() => objective.l1 = Some(Default::default()),
             Method::Gated => {
                 objective.gate.get_or_insert_default();
@@ -184,7 +213,7 @@ impl RunConfig {
             }
             _ => {}
         }
-        if sae.method.is_thresholding() {
+        if method.is_thresholding() {
             sae.signed.get_or_insert(true);
             // A threshold alone keeps nobody silent: the encoder grows past it.
             if sae.lambda.is_some() && !objective.sparsifies() {
@@ -210,7 +239,7 @@ impl RunConfig {
             return Ok(());
         }
         let sae = &self.sae;
-        let method = sae.method.key();
+        let method = self.method().key();
         self.validate_thresholding()?;
         if sae.k.is_some() && self.sparsifier().k().is_none() {
             return Err(Error::config(
@@ -226,7 +255,7 @@ impl RunConfig {
             ("sae.bandwidth", sae.bandwidth, "a positive number"),
         ] {
             let Some(value) = value else { continue };
-            if sae.method != Method::JumpReLU {
+            if self.method() != Method::JumpReLU {
                 return Err(Error::config(
                     key,
                     format!("is given, but sae.method is {method}: only jumprelu learns thresholds"),
@@ -242,7 +271,7 @@ impl RunConfig {
         self.sparsifier().validate(d_sae.unwrap_or(usize::MAX))?;
         self.validate_inference(d_sae)?;
         self.objective.validate(About {
-            method: sae.method,
+            method: self.method(),
             d_sae,
         })
     }
@@ -250,19 +279,19 @@ impl RunConfig {
     /// Refuses the keys of soft, hard, half and CEL0 thresholds elsewhere, and a strength beside the L0 it is to reach.
     fn validate_thresholding(&self) -> Result<()> {
         let sae = &self.sae;
-        let method = sae.method.key();
+        let method = self.method().key();
         for (key, given) in [
             ("sae.lambda", sae.lambda.is_some()),
             ("sae.signed", sae.signed.is_some()),
         ] {
-            if given && !sae.method.is_thresholding() {
+            if given && !self.method().is_thresholding() {
                 return Err(Error::config(
                     key,
                     format!("is given, but sae.method is {method}: it is for soft, hard, half and cel0"),
                 ));
             }
         }
-        if sae.eta.is_some() && sae.method != Method::Cel0 {
+        if sae.eta.is_some() && self.method() != Method::Cel0 {
             return Err(Error::config(
                 "sae.eta",
                 format!("is given, but sae.method is {method}: it is cel0's"),
@@ -282,7 +311,7 @@ impl RunConfig {
     }
 
     fn validate_inference(&self, d_sae: Option<usize>) -> Result<()> {
-        let method = self.sae.method.key();
+        let method = self.method().key();
         let (form, l0) = self.inference();
         if form == InferenceForm::AsTrained {
             if !self.sparsifier().is_inference_form() {

@@ -389,7 +389,7 @@ fn a_method_brings_what_it_needs_and_every_name_is_its_key() {
         let mut config = set(&[("sae.method", method)]).unwrap();
         config.fill_method();
         config.validate().unwrap();
-        assert_eq!(config.sae.method.key(), method);
+        assert_eq!(config.method().key(), method);
         config
     };
     for method in ["topk", "abs_topk", "ksparse"] {

@@ -20,6 +20,9 @@ pub struct DictionaryCard {
     /// How the thresholds were set, where they were not learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+    /// The dictionary that training began from, where it did not begin from random directions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initialised_from: Option<DictionaryRef>,
     /// The place in the model whose activations are read: `blocks.3.hook_resid_post`. `None` when the activations
     /// came without saying so, and where there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,6 +52,16 @@ pub struct DictionaryCard {
     /// Quality on activations that training did not see; `None` if nobody measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<HeldOut>,
+}
+
+/// Another dictionary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DictionaryRef {
+    /// What people call it: the name of its directory.
+    pub name: String,
+    /// [`digest`](super::digest) of its card and parameters.
+    pub sha256: String,
 }
 
 /// A place in a model that a dictionary reads or writes.
@@ -104,8 +117,13 @@ fn is_yes(value: &bool) -> bool {
 
 impl DictionaryCard {
     /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds, 3 values that are
-    /// shrunk, encoders of several steps, and other shapes than autoencoders.
+    /// shrunk, encoders of several steps, other shapes than autoencoders, and dictionaries that training went on from.
     pub const VERSION: u32 = 3;
+
+    /// Which latents fired in training.
+    pub fn trained_as(&self) -> Sparsifier {
+        self.calibration.map_or(self.sparsifier, |c| c.trained_as)
+    }
 
     /// The places that are read, in the order of the columns.
     pub fn reads(&self) -> Vec<Place> {

@@ -105,6 +105,9 @@ fn times(matrix: Tensor<2>, places: &[Scale], of: impl Fn(f32) -> f32) -> Tensor
     }
 }
 
+/// Rows of a decoder whose lengths are so near to 1 have length 1 but for rounding.
+const UNIT_WITHIN: f32 = 1e-4;
+
 impl Sae {
     /// The dictionary of raw activations that does what this one does to scaled ones.
     ///
@@ -136,6 +139,63 @@ impl Sae {
             b_dec: b_dec.reshape([d_out]),
             threshold: self.threshold.map(|t| t / code),
             skip,
+            ..self
+        }
+    }
+    /// The dictionary of scaled activations that does what this one does to raw ones: the opposite of
+    /// [`fold_scales`](Self::fold_scales), for training that goes on from a saved dictionary.
+    pub fn unfold_scales(self, scales: &Scales) -> Self {
+        let code = scales.code();
+        let [d_out] = self.b_dec.dims();
+        let skip = self.skip.map(|skip| {
+            let by_read = times(skip, &scales.read, |scale| 1.0 / scale);
+            times(by_read.transpose(), &scales.write, |scale| scale).transpose()
+        });
+        Self {
+            w_enc: times(self.w_enc, &scales.read, |scale| code / scale),
+            b_enc: self.b_enc * code,
+            w_dec: times(self.w_dec, &scales.write, |scale| scale / code),
+            b_dec: scales.scale_written(self.b_dec.unsqueeze()).reshape([d_out]),
+            threshold: self.threshold.map(|t| t * code),
+            skip,
+            ..self
+        }
+    }
+
+    /// The same dictionary with decoder rows of length 1, whose latents' values are so much larger. Rows that have it but
+    /// for rounding, and rows of zeros, stay as they are.
+    ///
+    /// Reconstructions are the same for thresholds and ReLU; under a budget, latents compete with their new values.
+    pub(crate) fn with_unit_rows(self) -> Self {
+        let lengths = (self.w_dec.clone() * self.w_dec.clone()).sum_dim(1).sqrt();
+        let near = (lengths.clone() - 1.0).abs().lower_equal_elem(UNIT_WITHIN);
+        let none = lengths.clone().equal_elem(0.0);
+        let lengths = lengths.mask_fill(near, 1.0).mask_fill(none, 1.0);
+        let of_latents = lengths.clone().reshape([self.d_sae()]);
+        Self {
+            w_enc: self.w_enc * lengths.clone(),
+            b_enc: self.b_enc * of_latents.clone(),
+            w_dec: self.w_dec / lengths,
+            threshold: self.threshold.map(|t| t * of_latents),
+            ..self
+        }
+    }
+
+    /// The same dictionary with `b_dec` subtracted from what is read, or not: the encoder's bias makes up for it. Only where
+    /// what is written is as wide as what is read.
+    pub(crate) fn with_b_dec_applied(self, apply: bool) -> Self {
+        if apply == self.apply_b_dec_to_input {
+            return self;
+        }
+        let [d_out] = self.b_dec.dims();
+        let moved = self.w_enc.clone().matmul(self.b_dec.clone().reshape([d_out, 1]));
+        let moved = moved.reshape([self.d_sae()]);
+        Self {
+            b_enc: match apply {
+                true => self.b_enc + moved,
+                false => self.b_enc - moved,
+            },
+            apply_b_dec_to_input: apply,
             ..self
         }
     }

@@ -39,6 +39,7 @@ fn card(sae: &Sae) -> DictionaryCard {
         d_sae: sae.d_sae(),
         sparsifier: sae.sparsifier,
         calibration: None,
+        initialised_from: None,
         hook: Some("blocks.3.hook_resid_post".into()),
         reads: Vec::new(),
         writes: Vec::new(),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 
+use super::init::{GoingOn, Init};
 use super::input::Input;
 use super::schedule::Schedule;
 use super::sides::{Side, Sides};
@@ -73,12 +74,14 @@ pub struct TrainPlan {
     pub streamed: bool,
     /// Seconds, if they were estimated: see [`plan`](super::plan()).
     pub seconds: Option<f64>,
+    /// The dictionary that the run goes on from.
+    pub(super) going_on: Option<GoingOn>,
     pub(super) schedule: Schedule,
 }
 
 impl TrainPlan {
-    /// Fills in what `config` leaves open.
-    pub(super) fn new(config: &RunConfig, input: &Input) -> Result<Self> {
+    /// Fills in what `config` leaves open behind what the dictionary in `sae.init` has filled in.
+    pub(super) fn new(config: &RunConfig, input: &Input, init: Option<&Init>) -> Result<Self> {
         let mut config = config.clone();
         config.fill_method();
         let sides = input.sides().clone();
@@ -140,6 +143,7 @@ impl TrainPlan {
             copy_bytes: input.copy_bytes(),
             streamed: input.is_streamed(),
             seconds: None,
+            going_on: None,
             schedule,
             config,
         };
@@ -147,6 +151,8 @@ impl TrainPlan {
             bilinear.clusters.get_or_insert(d_sae.min(2 * plan.sides.read.width()));
         }
         plan.config.validate_method(Some(d_sae))?;
+        let going_on = init.map(|init| init.going_on(&plan.config, &plan.sides, d_sae, &plan.source));
+        plan.going_on = going_on.transpose()?;
         plan.estimate_sizes(input)?;
         Ok(plan)
     }
@@ -159,6 +165,11 @@ impl TrainPlan {
     /// Width of what is written, all places together.
     pub fn d_out(&self) -> usize {
         self.sides.written.width()
+    }
+
+    /// What there is to know before the run, a line each.
+    pub fn notes(&self) -> &[String] {
+        self.going_on.as_ref().map_or(&[], |going_on| &going_on.notes)
     }
 
     /// What the dictionary does with the places that it reads.
@@ -356,6 +367,9 @@ impl fmt::Display for TrainPlan {
             self.tokens() as f64 / train as f64,
             if self.streamed { "about " } else { "" }
         )?;
+        for note in self.notes() {
+            writeln!(f, "{note}")?;
+        }
         writeln!(f, "a latent is dead after {} silent tokens", self.dead_after_tokens)?;
         if self.copy_bytes > 0 {
             let copy = mib(self.copy_bytes);

@@ -98,6 +98,10 @@ impl RunDir {
             was.model.clone_from(&is.model);
             was.text.clone_from(&is.text);
         }
+        // Likewise a dictionary, whose digest is beside it.
+        if before.sae.init.is_some() && plan.config.sae.init.is_some() {
+            before.sae.init.clone_from(&plan.config.sae.init);
+        }
         let differences = plan.config.differences(&before)?;
         if !differences.is_empty() {
             return Err(Error::bad_file(

@@ -50,6 +50,9 @@ pub struct Run {
     pub d_sae: Option<usize>,
     /// `sae.k`.
     pub k: Option<usize>,
+    /// `sae.init`: the dictionary that it went on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// Steps that are safe: of the last checkpoint, or all of them.
     pub steps_done: u64,
     /// Steps of the whole run.
@@ -106,6 +109,7 @@ pub fn look(dir: &Path) -> Run {
         method: None,
         d_sae: None,
         k: None,
+        init: None,
         steps_done: 0,
         steps: None,
         fvu: None,
@@ -124,6 +128,7 @@ pub fn look(dir: &Path) -> Run {
 fn fill(run: &mut Run, dir: &Path) -> Result<()> {
     let config = RunConfig::load(Some(&dir.join(RUN_TOML)), &[])?;
     run.method = config.values()?.remove("sae.method");
+    run.init.clone_from(&config.sae.init);
     (run.d_sae, run.k, run.steps) = (config.sae.d_sae, config.sae.k, config.train.steps);
     let held_out = match summary(dir)? {
         Some(summary) => {

@@ -315,7 +315,7 @@ fn plan_of(path: &std::path::Path) -> (TrainPlan, Input) {
     let mut config = RunConfig::from_toml("", &sets).unwrap();
     config.data.acts = Some(path.to_owned());
     let input = Input::open(&config, &Silent).unwrap();
-    (TrainPlan::new(&config, &input).unwrap(), input)
+    (TrainPlan::new(&config, &input, None).unwrap(), input)
 }
 
 /// A trainer at the beginning of `plan` on the array at `path`.
@@ -420,7 +420,7 @@ fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
         let sets: Vec<_> = sets.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         let mut config = RunConfig::from_toml("", &sets).unwrap();
         config.data.acts = Some(path.clone());
-        let plan = TrainPlan::new(&config, &Input::open(&config, &Silent).unwrap()).unwrap();
+        let plan = TrainPlan::new(&config, &Input::open(&config, &Silent).unwrap(), None).unwrap();
         let mut trainer = started(&plan, &path);
         // All but ten latents read next to nothing: they have been dead for long, and are too few to explain the data.
         let mut w_enc: Vec<f32> = f64s(&trainer.sae.w_enc).iter().map(|&v| v as f32).collect();

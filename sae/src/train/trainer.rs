@@ -2,21 +2,22 @@
 
 mod forward;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::TrainPlan;
 use super::course::Course;
 use super::dead::Silence;
 use super::density::Density;
+use super::initial::parameters;
 use super::schedule::Schedule;
 use super::sides::Sides;
-use super::start::{Start, random_directions};
+use super::start::Start;
 use crate::dictionary::{Sae, Scales};
 use crate::error::Result;
 use crate::kernels::Search;
 use crate::objective::{Loss, Moment, Objective};
 use crate::optimizer::{Adam, Constraint, Moments};
-use crate::sparsifier::{Allocation, Gate};
+use crate::sparsifier::Gate;
 
 /// Adam's state of every parameter.
 pub struct Optimizer {
@@ -33,9 +34,6 @@ pub struct Optimizer {
     /// Of gates: `r_mag` and `b_mag`.
     pub gate: Option<[Moments<1>; 2]>,
 }
-
-/// The rows of an encoder that is not the decoder's transpose are drawn with another seed.
-const ENCODER_SEED: u64 = 0x656e_636f_6465;
 
 /// A dictionary in training. It sees activations times `scales`; [`Trainer::dictionary`] folds those back out.
 pub struct Trainer {
@@ -97,61 +95,28 @@ pub struct Gradients {
 }
 
 impl Trainer {
-    /// The state before the first step: a random decoder with unit rows, the encoder its transpose, `b_dec` the middle
-    /// of `sample: [n, width]`. Where what is written is not what is read, the encoder's rows are random as well, and its
-    /// bias is what makes pre-activations 0 in the middle of what is read. A skip connection starts at 0.
+    /// The state before the first step, from rows that say how large activations are: `sample: [n, width]`. See
+    /// [`parameters`] for where parameters begin; moments begin at 0.
     ///
     /// # Errors
-    /// When there is nothing to learn from the sample.
+    /// When there is nothing to learn from the sample, or the dictionary that is gone on from cannot be loaded.
     pub fn start(plan: &TrainPlan, sample: &[f32], device: &Device) -> Result<Self> {
-        let config = &plan.config.train;
-        let start = Start::measure(sample, &plan.sides, &plan.source, config.b_dec_init)?;
+        let start = Start::measure(sample, &plan.sides, &plan.source, plan.config.train.b_dec_init)?;
+        let (sae, gate) = parameters(plan, &start, device)?;
         let (d_in, d_out, d_sae) = (plan.d_in(), plan.d_out(), plan.d_sae);
-        // Two buffers: each is updated in place.
-        let matrix = |values: Vec<f32>, width: usize| -> Tensor<2> {
-            Tensor::from_data(TensorData::new(values, [d_sae, width]), device)
-        };
-        let written = random_directions(d_sae, d_out, config.seed);
-        let read = match plan.sides.same() {
-            true => written.clone(),
-            false => random_directions(d_sae, d_in, config.seed ^ ENCODER_SEED),
-        };
-        let w_enc = matrix(read, d_in);
-        let b_enc = match plan.sides.same() {
-            true => Tensor::zeros([d_sae], device),
-            false => {
-                let middle = Tensor::from_data(TensorData::new(start.read_middle, [d_in, 1]), device);
-                -w_enc.clone().matmul(middle).reshape([d_sae])
-            }
-        };
-        let skips = plan.config.sae.skip;
-        let sparsifier = plan.config.sparsifier();
         let learned = plan.config.learns_thresholds();
-        let gated = sparsifier.allocation == Allocation::Gate;
-        let sae = Sae {
-            w_enc,
-            b_enc,
-            w_dec: matrix(written, d_out),
-            b_dec: Tensor::from_data(TensorData::new(start.middle, [d_out]), device),
-            apply_b_dec_to_input: plan.sides.same(),
-            skip: skips.then(|| Tensor::zeros([d_out, d_in], device)),
-            threshold: plan.config.threshold_init().map(|t| Tensor::full([d_sae], t, device)),
-            sparsifier,
-        };
         let optimizer = Optimizer {
             adam: plan.adam(),
             w_enc: (!plan.config.is_tied()).then(|| Moments::new([d_sae, d_in], device)),
             b_enc: Moments::new([d_sae], device),
             w_dec: Moments::new([d_sae, d_out], device),
             b_dec: Moments::new([d_out], device),
-            skip: skips.then(|| Moments::new([d_out, d_in], device)),
+            skip: sae.skip.is_some().then(|| Moments::new([d_out, d_in], device)),
             threshold: learned.then(|| Moments::new([d_sae], device)),
-            gate: gated.then(|| [Moments::new([d_sae], device), Moments::new([d_sae], device)]),
+            gate: gate
+                .is_some()
+                .then(|| [Moments::new([d_sae], device), Moments::new([d_sae], device)]),
         };
-        let gate = gated.then(|| Gate {
-            r_mag: Tensor::zeros([d_sae], device),
-            b_mag: Tensor::zeros([d_sae], device),
-        });
         let silence = Silence::new(d_sae, plan.dead_after_tokens);
         let density = plan
             .needs_density()

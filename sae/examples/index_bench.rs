@@ -239,6 +239,7 @@ fn dictionary(d_in: usize, d_sae: usize, k: usize) -> (Sae, Vec<f32>) {
         w_dec: matrix,
         b_dec: Tensor::zeros([d_in], &device),
         apply_b_dec_to_input: true,
+        steps: Vec::new(),
         skip: None,
         threshold: None,
         sparsifier: Sparsifier::top_k(k),

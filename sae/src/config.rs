@@ -34,6 +34,7 @@ pub use self::encoder::EncoderName;
 pub use self::grid::{GRID_TOML, Grid};
 pub use self::method::Method;
 use crate::dictionary::InferenceForm;
+use crate::encoder::Weights;
 use crate::error::{Error, Result};
 use crate::kernels::Search;
 use crate::objective::ObjectiveConfig;
@@ -101,6 +102,9 @@ pub struct SaeConfig {
     /// Proximal steps of the unrolled encoder. Default: 3 for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encoder_steps: Option<usize>,
+    /// Whether these steps are `shared`, one matrix and bias for all, or `learned`, each its own. Default: `shared`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder_weights: Option<Weights>,
     /// Number of latents. Default: `expansion` times the width of the widest hook that is read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_sae: Option<usize>,

@@ -27,11 +27,11 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::card::{Calibration, DictionaryCard, DictionaryRef, HeldOut, Place, Shape};
 pub use self::file::{CARD, PARAMETERS, digest};
-pub(crate) use self::file::{check_shapes, read_finite};
+pub(crate) use self::file::{check_shapes, read_finite, step_names};
 pub use self::inference::{InferenceForm, Visit};
 pub use self::scale::{Scale, Scales};
 use crate::code::{HostCode, SparseCode, to_host};
-use crate::encoder::unrolled;
+use crate::encoder::unrolled::{self, EncoderStep};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Search, Selection};
 use crate::sparsifier::{Allocation, Shrink, Sparsifier};
@@ -54,6 +54,10 @@ pub struct Sae {
     pub b_dec: Tensor<1>,
     /// Whether the encoder sees `x - b_dec`, and not `x`: only where what is written is what is read.
     pub apply_b_dec_to_input: bool,
+    /// The steps behind the first of an unrolled encoder that has learned matrices: [`Encoder::own_steps`]; none otherwise.
+    ///
+    /// [`Encoder::own_steps`]: crate::encoder::Encoder::own_steps
+    pub steps: Vec<EncoderStep>,
     /// What is linear in the activations and needs no latents (skip transcoders, arXiv 2501.18823). `[d_out, d_in]`
     pub skip: Option<Tensor<2>>,
     /// What a latent's score has to be above to fire, `[d_sae]`; there if [`Sparsifier::has_threshold`].
@@ -81,6 +85,29 @@ impl Sae {
     /// Where the parameters are.
     pub fn device(&self) -> Device {
         self.w_enc.device()
+    }
+
+    /// Matrix and bias of the encoder's step `n`, counted from 0.
+    pub(crate) fn step(&self, n: usize) -> (&Tensor<2>, &Tensor<1>) {
+        match n.checked_sub(1).and_then(|n| self.steps.get(n)) {
+            Some(step) => (&step.w_enc, &step.b_enc),
+            None => (&self.w_enc, &self.b_enc),
+        }
+    }
+
+    /// The same dictionary with `of` done to matrix and bias of every step of its encoder.
+    pub(crate) fn map_encoder(self, of: impl Fn(Tensor<2>, Tensor<1>) -> (Tensor<2>, Tensor<1>)) -> Self {
+        let (w_enc, b_enc) = of(self.w_enc, self.b_enc);
+        let steps = self.steps.into_iter().map(|step| {
+            let (w_enc, b_enc) = of(step.w_enc, step.b_enc);
+            EncoderStep { w_enc, b_enc }
+        });
+        Self {
+            w_enc,
+            b_enc,
+            steps: steps.collect(),
+            ..self
+        }
     }
 
     /// What the kernels select for it.
@@ -147,16 +174,10 @@ impl Sae {
         )
         .main;
         let mut code = self.shrink(code);
-        for _ in 1..encoder.steps() {
+        for n in 1..encoder.steps() {
             let residual = centred.clone() - kernels::decode(&code, self.w_dec.clone());
-            code = unrolled::next(
-                &code,
-                residual,
-                self.w_enc.clone(),
-                self.b_enc.clone(),
-                &selection,
-                Search::Auto,
-            );
+            let (w_enc, b_enc) = self.step(n);
+            code = unrolled::next(&code, residual, w_enc.clone(), b_enc.clone(), &selection, Search::Auto);
             code = self.shrink(code);
         }
         Ok(code)

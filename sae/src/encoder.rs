@@ -24,6 +24,9 @@ pub enum Encoder {
     Unrolled {
         /// At least 1.
         steps: usize,
+        /// What they multiply by.
+        #[serde(default, skip_serializing_if = "Weights::are_shared")]
+        weights: Weights,
     },
     /// One latent after the other, the one that explains most of what the ones before it left.
     MatchingPursuit,
@@ -31,7 +34,41 @@ pub enum Encoder {
     OrthogonalPursuit,
 }
 
+/// What unrolled steps multiply residuals by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// The same matrix and bias in every step.
+    #[default]
+    Shared,
+    /// A matrix and a bias of its own for every step (arXiv 1808.10038's coupled form of LISTA).
+    Learned,
+}
+
+impl Weights {
+    fn are_shared(&self) -> bool {
+        *self == Self::Shared
+    }
+}
+
 impl Encoder {
+    /// So many steps of the same matrix.
+    pub fn unrolled(steps: usize) -> Self {
+        let weights = Weights::Shared;
+        Self::Unrolled { steps, weights }
+    }
+
+    /// Steps behind the first that have parameters of their own.
+    pub fn own_steps(self) -> usize {
+        match self {
+            Self::Unrolled {
+                steps,
+                weights: Weights::Learned,
+            } => steps.saturating_sub(1),
+            _ => 0,
+        }
+    }
+
     /// Whether it is one product.
     pub fn is_linear(&self) -> bool {
         *self == Self::Linear
@@ -45,7 +82,7 @@ impl Encoder {
     /// Proximal steps: one, unless it is unrolled.
     pub fn steps(self) -> usize {
         match self {
-            Self::Unrolled { steps } => steps,
+            Self::Unrolled { steps, .. } => steps,
             _ => 1,
         }
     }
@@ -54,7 +91,11 @@ impl Encoder {
     pub fn name(self) -> String {
         match self {
             Self::Linear => "linear".into(),
-            Self::Unrolled { steps } => format!("unrolled({steps})"),
+            Self::Unrolled {
+                steps,
+                weights: Weights::Shared,
+            } => format!("unrolled({steps})"),
+            Self::Unrolled { steps, .. } => format!("unrolled({steps}, learned)"),
             Self::MatchingPursuit => "matching pursuit".into(),
             Self::OrthogonalPursuit => "orthogonal matching pursuit".into(),
         }

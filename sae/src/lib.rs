@@ -22,6 +22,6 @@ pub mod train;
 
 pub use code::{HostCode, Rows, SparseCode};
 pub use dictionary::{DictionaryCard, Sae};
-pub use encoder::Encoder;
+pub use encoder::{Encoder, Weights};
 pub use error::{Error, Result};
 pub use sparsifier::{Allocation, Score, Shrink, Sparsifier};

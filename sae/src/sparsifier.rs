@@ -267,7 +267,7 @@ impl Sparsifier {
         let refuse = |why: &str| Err(Error::config("sae.encoder", format!("{}: {why}", self.name())));
         match (self.encoder, self.allocation, self.score) {
             (Encoder::Linear, ..) => Ok(()),
-            (Encoder::Unrolled { steps: 0 }, ..) => {
+            (Encoder::Unrolled { steps: 0, .. }, ..) => {
                 Err(Error::config("sae.encoder_steps", "is 0, expected at least 1"))
             }
             (

@@ -42,6 +42,13 @@ fn parameters(sae: &Sae) -> Vec<(&'static str, Vec<f32>)> {
         ("w_dec", values(&sae.w_dec)),
         ("b_dec", values(&sae.b_dec)),
     ];
+    let steps = sae.steps.iter();
+    all.extend(steps.flat_map(|s| {
+        [
+            ("w_enc of a step", values(&s.w_enc)),
+            ("b_enc of a step", values(&s.b_enc)),
+        ]
+    }));
     all.extend(sae.skip.as_ref().map(|t| ("skip", values(t))));
     all.extend(sae.threshold.as_ref().map(|t| ("threshold", values(t))));
     all
@@ -110,6 +117,15 @@ fn before_it_moves_a_run_is_the_dictionary_that_it_goes_on_from_whatever_the_uni
         (
             true,
             &[("sae.method", "abs_topk"), ("sae.encoder", "orthogonal_pursuit")],
+            &[],
+        ),
+        (
+            true,
+            &[
+                ("sae.method", "abs_topk"),
+                ("sae.encoder", "unrolled"),
+                ("sae.encoder_weights", "learned"),
+            ],
             &[],
         ),
     ] {
@@ -185,6 +201,14 @@ fn latents_that_are_added_come_behind_the_old_ones_and_are_not_in_their_way() {
         (false, &[("sae.method", "relu"), ("objective.l1.weight", "0.3")]),
         (false, &[("sae.method", "jumprelu"), ("objective.l0.weight", "0.02")]),
         (false, &[("sae.method", "gated")]),
+        (
+            false,
+            &[
+                ("sae.method", "topk"),
+                ("sae.encoder", "unrolled"),
+                ("sae.encoder_weights", "learned"),
+            ],
+        ),
     ] {
         let place = Place::new(signed);
         place.run(&sets(&STEPS, own), "old", false).unwrap();

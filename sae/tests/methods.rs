@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use activations::{Outcome, Stop};
 use results::results;
 use sae::train::{self, RunSummary};
-use sae::{Allocation, Encoder, Sae, Score, Shrink, Sparsifier};
+use sae::{Allocation, Encoder, Sae, Score, Shrink, Sparsifier, Weights};
 use synthetic::{D_IN, Interrupt, Place, ROWS, sparse_rows};
 
 /// Keys that make a run of 600 steps, and `more`.
@@ -231,7 +231,7 @@ fn encoders_of_several_steps_are_saved_as_such_and_code_better_than_one_product(
         let sae = check_saved(&place, encoder, &summary, false);
         assert_eq!(sae.sparsifier.k(), Some(3));
         let expected = match encoder {
-            "unrolled" => Encoder::Unrolled { steps: 3 },
+            "unrolled" => Encoder::unrolled(3),
             "matching_pursuit" => Encoder::MatchingPursuit,
             _ => Encoder::OrthogonalPursuit,
         };
@@ -246,6 +246,28 @@ fn encoders_of_several_steps_are_saved_as_such_and_code_better_than_one_product(
     let summary = place.run(&sets("jumprelu", &more), "jumprelu", false).unwrap();
     check_saved(&place, "jumprelu", &summary, false);
     assert!(summary.held_out.fvu < 0.3, "{summary:?}");
+}
+
+#[test]
+fn steps_with_matrices_of_their_own_code_better_than_steps_that_share_one() {
+    let place = Place::new(false);
+    let unrolled = [("sae.encoder", "unrolled"), ("train.steps", "1200")];
+    let shared = place.run(&sets("topk", &unrolled), "shared", false).unwrap();
+    let learned: Vec<_> = unrolled
+        .into_iter()
+        .chain([("sae.encoder_weights", "learned")])
+        .collect();
+    let learned = place.run(&sets("topk", &learned), "learned", false).unwrap();
+    let sae = check_saved(&place, "learned", &learned, false);
+    let expected = Encoder::Unrolled {
+        steps: 3,
+        weights: Weights::Learned,
+    };
+    assert_eq!((sae.sparsifier.encoder, sae.steps.len()), (expected, 2));
+    println!("{} {}", learned.held_out.fvu, shared.held_out.fvu);
+    assert!(learned.held_out.fvu < shared.held_out.fvu, "{learned:?} {shared:?}");
+    let text = fs::read_to_string(place.out("learned/run.toml")).unwrap();
+    assert!(text.contains("encoder_weights = \"learned\""), "{text}");
 }
 
 #[test]
@@ -349,6 +371,14 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
         (
             "jumprelu",
             &[("sae.encoder", "unrolled"), ("objective.masked.hidden", "0.2")],
+        ),
+        (
+            "abs_topk",
+            &[
+                ("sae.encoder", "unrolled"),
+                ("sae.encoder_weights", "learned"),
+                ("objective.masked.hidden", "0.2"),
+            ],
         ),
         ("topk", &[("sae.encoder", "matching_pursuit")]),
         (

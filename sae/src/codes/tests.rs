@@ -43,6 +43,7 @@ fn dictionary() -> Sae {
         w_dec: matrix(3),
         b_dec: vector(random(D_IN, 4)),
         apply_b_dec_to_input: true,
+        steps: Vec::new(),
         skip: None,
         threshold: Some(vector(threshold)),
         sparsifier: Sparsifier::new(Score::Magnitude, Allocation::Threshold),

@@ -44,6 +44,7 @@ impl RunConfig {
             EncoderName::Linear => Encoder::Linear,
             EncoderName::Unrolled => Encoder::Unrolled {
                 steps: self.sae.encoder_steps.unwrap_or(STEPS),
+                weights: self.sae.encoder_weights.unwrap_or_default(),
             },
             EncoderName::MatchingPursuit => Encoder::MatchingPursuit,
             EncoderName::OrthogonalPursuit => Encoder::OrthogonalPursuit,
@@ -57,7 +58,7 @@ impl RunConfig {
 
     /// Fills in what is left open of it.
     pub(super) fn fill_encoder(&mut self) {
-        if let Encoder::Unrolled { steps } = self.encoder() {
+        if let Encoder::Unrolled { steps, .. } = self.encoder() {
             self.sae.encoder_steps = Some(steps);
         }
         if self.encoder().is_pursuit() {
@@ -69,10 +70,21 @@ impl RunConfig {
     pub(super) fn validate_encoder(&self) -> Result<()> {
         let (sae, encoder) = (&self.sae, self.encoder());
         let name = encoder.name();
-        if sae.encoder_steps.is_some() && !matches!(encoder, Encoder::Unrolled { .. }) {
+        for (key, given) in [
+            ("sae.encoder_steps", sae.encoder_steps.is_some()),
+            ("sae.encoder_weights", sae.encoder_weights.is_some()),
+        ] {
+            if given && !matches!(encoder, Encoder::Unrolled { .. }) {
+                return Err(Error::config(
+                    key,
+                    format!("is given, but sae.encoder is {name}: it is for unrolled"),
+                ));
+            }
+        }
+        if sae.tied == Some(true) && encoder.own_steps() > 0 {
             return Err(Error::config(
-                "sae.encoder_steps",
-                format!("is given, but sae.encoder is {name}: it is for unrolled"),
+                "sae.tied",
+                "is true, but sae.encoder_weights is learned: steps of their own matrices are not the decoder's transpose",
             ));
         }
         if encoder.is_pursuit() && sae.tied == Some(false) {

@@ -6,7 +6,7 @@
 
 use super::{EncoderName, Method, RunConfig};
 use crate::dictionary::{DictionaryCard, InferenceForm};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, Weights};
 use crate::error::{Error, Result};
 use crate::sparsifier::{Allocation, Score, Shrink, Sparsifier};
 
@@ -160,10 +160,25 @@ impl RunConfig {
         if sae.encoder.is_none() && !was.is_linear() {
             sae.encoder = Some(EncoderName::of(was));
         }
-        if sae.encoder == Some(EncoderName::Unrolled) && EncoderName::of(was) == EncoderName::Unrolled {
-            sae.encoder_steps.get_or_insert(was.steps());
+        if let (Some(EncoderName::Unrolled), Encoder::Unrolled { steps, weights }) = (sae.encoder, was) {
+            sae.encoder_steps.get_or_insert(steps);
+            if weights != Weights::default() {
+                sae.encoder_weights.get_or_insert(weights);
+            }
         }
-        if tied {
+        let now = self.encoder();
+        if was.own_steps() > 0 && now != was {
+            return Err(Error::config(
+                "sae.encoder",
+                format!(
+                    "(with sae.encoder_steps and sae.encoder_weights) makes it {}, but {name} is {}, whose steps have matrices \
+                     that would be lost",
+                    now.name(),
+                    was.name()
+                ),
+            ));
+        }
+        if tied && now.own_steps() == 0 {
             self.sae.tied.get_or_insert(true);
         } else if self.is_tied() {
             let key = match self.encoder().is_pursuit() {
@@ -273,9 +288,17 @@ mod tests {
         let half = Sparsifier::batch_top_k(3).shrunk(Shrink::Half);
         let config = inherited(&[], &thresholds(half), false).unwrap();
         assert_eq!(config.sparsifier(), half);
-        let unrolled = Sparsifier::top_k(4).encoded_by(Encoder::Unrolled { steps: 5 });
+        let unrolled = Sparsifier::top_k(4).encoded_by(Encoder::unrolled(5));
         let config = inherited(&[], &card(unrolled), false).unwrap();
         assert_eq!(config.sparsifier(), unrolled);
+        let learned = Encoder::Unrolled {
+            steps: 5,
+            weights: Weights::Learned,
+        };
+        let config = inherited(&[("sae.encoder_weights", "learned")], &card(unrolled), false).unwrap();
+        assert_eq!(config.sparsifier().encoder, learned);
+        let config = inherited(&[], &card(unrolled.encoded_by(learned)), false).unwrap();
+        assert_eq!(config.sparsifier().encoder, learned);
         let jump = card(Sparsifier::new(Score::Positive, Allocation::Threshold));
         assert_eq!(inherited(&[], &jump, false).unwrap().method(), Method::JumpReLU);
         assert!(inherited(&[("sae.method", "gated")], &jump, false).is_ok());
@@ -290,6 +313,10 @@ mod tests {
         let top = card(Sparsifier::top_k(7));
         let signed = Sparsifier::new(Score::Magnitude, Allocation::Threshold);
         let value = Sparsifier::new(Score::Value, Allocation::Threshold);
+        let learned = Sparsifier::top_k(7).encoded_by(Encoder::Unrolled {
+            steps: 3,
+            weights: Weights::Learned,
+        });
         let pursuit = Sparsifier::top_k(7).encoded_by(Encoder::MatchingPursuit);
         type Case = (&'static [(&'static str, &'static str)], DictionaryCard, &'static str);
         let cases: &[Case] = &[
@@ -305,6 +332,13 @@ mod tests {
             (&[], card(signed.shrunk(Shrink::Soft)), "sae.lambda"),
             (&[], card(value), "sae.method"),
             (&[], card(pursuit), "sae.encoder"),
+            (
+                &[("sae.encoder_weights", "shared")],
+                card(learned),
+                "sae.encoder_weights",
+            ),
+            (&[("sae.encoder_steps", "2")], card(learned), "sae.encoder_steps"),
+            (&[("sae.encoder", "linear")], card(learned), "sae.encoder"),
         ];
         for (pairs, card, key) in cases {
             let error = inherited(pairs, card, false).unwrap_err().to_string();

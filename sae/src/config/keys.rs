@@ -6,6 +6,7 @@ use toml::{Table, Value};
 
 use super::{Aux, BilinearConfig, DataConfig, EncoderName, Method, RunConfig, SaeConfig, TrainConfig};
 use crate::dictionary::InferenceForm;
+use crate::encoder::Weights;
 use crate::error::{Error, Result};
 use crate::objective::ObjectiveConfig;
 
@@ -50,6 +51,7 @@ fn complete() -> RunConfig {
             tied: Some(true),
             encoder: Some(EncoderName::Linear),
             encoder_steps: Some(1),
+            encoder_weights: Some(Weights::Learned),
             k_share: Some(0.1),
             zipf_exponent: Some(1.0),
             zipf_offset: Some(1.0),

@@ -305,6 +305,18 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
             ["sae.encoder_steps", "sae.encoder is linear"],
         ),
         (
+            vec![("sae.encoder_weights", "learned")],
+            ["sae.encoder_weights", "sae.encoder is linear"],
+        ),
+        (
+            vec![
+                ("sae.encoder", "unrolled"),
+                ("sae.encoder_weights", "learned"),
+                ("sae.tied", "true"),
+            ],
+            ["sae.tied", "sae.encoder_weights"],
+        ),
+        (
             vec![("sae.encoder", "unrolled"), ("sae.method", "batch_topk")],
             ["sae.encoder", "sae.method"],
         ),

@@ -11,6 +11,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::{DictionaryCard, Sae};
+use crate::encoder::Encoder;
+use crate::encoder::unrolled::EncoderStep;
 use crate::error::{Error, Result};
 use crate::tensor_file::{self, Entry, Values};
 
@@ -59,6 +61,11 @@ pub(crate) fn check_shapes(file: &SafeTensors, path: &Path, card: &str, shapes: 
     Ok(())
 }
 
+/// The names of the tensors of an encoder's steps behind the first, matrix and bias: `w_enc_2` is the second step's.
+pub(crate) fn step_names(encoder: Encoder) -> impl Iterator<Item = [String; 2]> {
+    (2..2 + encoder.own_steps()).map(|n| [format!("w_enc_{n}"), format!("b_enc_{n}")])
+}
+
 impl Sae {
     /// Loads a dictionary from `path`: a finished run's directory, or any directory with a `dictionary.json`.
     ///
@@ -79,6 +86,10 @@ impl Sae {
         shapes.extend([("w_dec", &decoder[..]), ("w_enc", &encoder[..])]);
         if card.skip {
             shapes.push(("skip", &skip));
+        }
+        let own_steps: Vec<[String; 2]> = step_names(card.sparsifier.encoder).collect();
+        for [w_enc, b_enc] in &own_steps {
+            shapes.extend([(w_enc.as_str(), &encoder[..]), (b_enc, std::slice::from_ref(&d_sae))]);
         }
         if card.sparsifier.has_threshold() {
             shapes.push(("threshold", std::slice::from_ref(&d_sae)));
@@ -110,6 +121,15 @@ impl Sae {
             w_dec: matrix(read("w_dec")?, decoder),
             b_dec: vector(read("b_dec")?),
             apply_b_dec_to_input: card.apply_b_dec_to_input,
+            steps: own_steps
+                .iter()
+                .map(|[w_enc, b_enc]| {
+                    Ok(EncoderStep {
+                        w_enc: matrix(read(w_enc)?, encoder),
+                        b_enc: vector(read(b_enc)?),
+                    })
+                })
+                .collect::<Result<_>>()?,
             skip: match card.skip {
                 true => Some(matrix(read("skip")?, skip)),
                 false => None,
@@ -130,6 +150,14 @@ impl Sae {
             return Err(Error::Invalid(format!(
                 "{} has thresholds exactly where its allocation says so",
                 self.sparsifier.name()
+            )));
+        }
+        if self.sparsifier.encoder.own_steps() != self.steps.len() {
+            return Err(Error::Invalid(format!(
+                "{} has matrices of its own in {} steps, but there are those of {}",
+                self.sparsifier.name(),
+                self.sparsifier.encoder.own_steps(),
+                self.steps.len()
             )));
         }
         let says = (card.d_in, card.d_sae, card.d_out(), card.sparsifier);
@@ -172,6 +200,10 @@ impl Sae {
             .as_ref()
             .map(|t| Entry::new("threshold", Values::Vector(t)));
         entries.extend(threshold);
+        for ([w_enc, b_enc], step) in step_names(self.sparsifier.encoder).zip(&self.steps) {
+            entries.push(Entry::new(w_enc, Values::Matrix(&step.w_enc)));
+            entries.push(Entry::new(b_enc, Values::Vector(&step.b_enc)));
+        }
         entries.extend(self.skip.as_ref().map(|skip| Entry::new("skip", Values::Matrix(skip))));
         tensor_file::write(&dir.join(PARAMETERS), &entries)?;
         let json = serde_json::to_vec_pretty(card)

@@ -112,7 +112,7 @@ impl Sae {
     /// The dictionary of raw activations that does what this one does to scaled ones.
     ///
     /// With `s` the scale of a place and `c` = [`Scales::code`], codes are `1 / c` times what they were: biases and
-    /// thresholds of latents are divided by `c`, the columns of `w_enc` multiplied by `s / c` and those of `w_dec` by
+    /// thresholds of latents are divided by `c`, the columns of `w_enc` (of every step) multiplied by `s / c` and those of `w_dec` by
     /// `c / s`, `b_dec` divided by `s`. Of one place that is read and written all factors are 1 but those of biases. Where
     /// one place is written, the decoder keeps its unit rows, and a latent's value is the length of what it writes; of a
     /// crosscoder the rows have length 1 in the scaled units of training.
@@ -132,15 +132,14 @@ impl Sae {
             let by_read = times(skip, &scales.read, |scale| scale);
             times(by_read.transpose(), &scales.write, |scale| 1.0 / scale).transpose()
         });
-        Self {
-            w_enc: times(self.w_enc, &scales.read, |scale| scale / code),
-            b_enc: self.b_enc / code,
+        let folded = Self {
             w_dec: times(self.w_dec, &scales.write, |scale| code / scale),
             b_dec: b_dec.reshape([d_out]),
             threshold: self.threshold.map(|t| t / code),
             skip,
             ..self
-        }
+        };
+        folded.map_encoder(|w_enc, b_enc| (times(w_enc, &scales.read, |scale| scale / code), b_enc / code))
     }
     /// The dictionary of scaled activations that does what this one does to raw ones: the opposite of
     /// [`fold_scales`](Self::fold_scales), for training that goes on from a saved dictionary.
@@ -151,15 +150,14 @@ impl Sae {
             let by_read = times(skip, &scales.read, |scale| 1.0 / scale);
             times(by_read.transpose(), &scales.write, |scale| scale).transpose()
         });
-        Self {
-            w_enc: times(self.w_enc, &scales.read, |scale| code / scale),
-            b_enc: self.b_enc * code,
+        let unfolded = Self {
             w_dec: times(self.w_dec, &scales.write, |scale| scale / code),
             b_dec: scales.scale_written(self.b_dec.unsqueeze()).reshape([d_out]),
             threshold: self.threshold.map(|t| t * code),
             skip,
             ..self
-        }
+        };
+        unfolded.map_encoder(|w_enc, b_enc| (times(w_enc, &scales.read, |scale| code / scale), b_enc * code))
     }
 
     /// The same dictionary with decoder rows of length 1, whose latents' values are so much larger. Rows that have it but
@@ -172,13 +170,12 @@ impl Sae {
         let none = lengths.clone().equal_elem(0.0);
         let lengths = lengths.mask_fill(near, 1.0).mask_fill(none, 1.0);
         let of_latents = lengths.clone().reshape([self.d_sae()]);
-        Self {
-            w_enc: self.w_enc * lengths.clone(),
-            b_enc: self.b_enc * of_latents.clone(),
-            w_dec: self.w_dec / lengths,
-            threshold: self.threshold.map(|t| t * of_latents),
+        let unit = Self {
+            w_dec: self.w_dec / lengths.clone(),
+            threshold: self.threshold.map(|t| t * of_latents.clone()),
             ..self
-        }
+        };
+        unit.map_encoder(|w_enc, b_enc| (w_enc * lengths.clone(), b_enc * of_latents.clone()))
     }
 
     /// The same dictionary with `b_dec` subtracted from what is read, or not: the encoder's bias makes up for it. Only where
@@ -187,16 +184,19 @@ impl Sae {
         if apply == self.apply_b_dec_to_input {
             return self;
         }
-        let [d_out] = self.b_dec.dims();
-        let moved = self.w_enc.clone().matmul(self.b_dec.clone().reshape([d_out, 1]));
-        let moved = moved.reshape([self.d_sae()]);
+        let (d_sae, d_out) = (self.d_sae(), self.d_out());
+        let b_dec = self.b_dec.clone().reshape([d_out, 1]);
+        let moved = self.map_encoder(|w_enc, b_enc| {
+            let by = w_enc.clone().matmul(b_dec.clone()).reshape([d_sae]);
+            let b_enc = match apply {
+                true => b_enc + by,
+                false => b_enc - by,
+            };
+            (w_enc, b_enc)
+        });
         Self {
-            b_enc: match apply {
-                true => self.b_enc + moved,
-                false => self.b_enc - moved,
-            },
             apply_b_dec_to_input: apply,
-            ..self
+            ..moved
         }
     }
 }

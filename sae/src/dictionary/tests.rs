@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, Weights};
 use crate::sparsifier::{Score, Shrink};
 
 /// `n` values between -1 and 1.
@@ -18,7 +18,12 @@ fn noise(n: usize, seed: u64) -> Vec<f32> {
 fn sae(d_in: usize, d_sae: usize, sparsifier: Sparsifier) -> Sae {
     let device = Device::flex();
     let matrix = |seed| Tensor::from_data(TensorData::new(noise(d_sae * d_in, seed), [d_sae, d_in]), &device);
+    let steps = (0..sparsifier.encoder.own_steps() as u64).map(|n| EncoderStep {
+        w_enc: matrix(10 + n) * 0.2,
+        b_enc: Tensor::from_data(TensorData::new(noise(d_sae, 20 + n), [d_sae]), &device),
+    });
     Sae {
+        steps: steps.collect(),
         w_enc: matrix(1),
         b_enc: Tensor::from_data(TensorData::new(noise(d_sae, 2), [d_sae]), &device),
         w_dec: matrix(3),
@@ -187,6 +192,83 @@ fn folding_the_input_scale_changes_nothing_but_units() {
         }
         let (a, b) = (folded.decode_rows(&raw).unwrap(), trained.decode_rows(&inside).unwrap());
         assert!(a.iter().zip(&b).all(|(a, b)| (a * scale - b).abs() < 1e-5));
+    }
+}
+
+fn parameters(sae: &Sae) -> Vec<Vec<f32>> {
+    let vector = |t: &Tensor<1>| to_host::<f32>(t.clone().try_into_data()).unwrap();
+    let matrix = |t: &Tensor<2>| to_host::<f32>(t.clone().try_into_data()).unwrap();
+    let mut all = vec![matrix(&sae.w_dec), vector(&sae.b_dec)];
+    all.extend((0..=sae.steps.len()).flat_map(|n| [matrix(sae.step(n).0), vector(sae.step(n).1)]));
+    all.extend(sae.threshold.as_ref().map(vector));
+    all.extend(sae.skip.as_ref().map(matrix));
+    all
+}
+
+fn assert_close(a: &Sae, b: &Sae) {
+    for (a, b) in parameters(a).iter().zip(&parameters(b)) {
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5 * (1.0 + b.abs())));
+    }
+}
+
+#[test]
+fn unfolding_takes_back_what_folding_did_of_every_place_and_step() {
+    let scale = |width, scale| Scale { width, scale };
+    let read = vec![scale(4, 3.7), scale(2, 0.02)];
+    let elsewhere = vec![scale(3, 90.0), scale(5, 0.3)];
+    let learned = Encoder::Unrolled {
+        steps: 3,
+        weights: Weights::Learned,
+    };
+    for (sparsifier, same, skip) in [
+        (Sparsifier::new(Score::Positive, Allocation::Threshold), true, false),
+        (Sparsifier::top_k(2).encoded_by(learned), true, false),
+        (Sparsifier::top_k(2), false, true),
+    ] {
+        let (before, _) = of_places(sparsifier, same, skip);
+        let write = if same { read.clone() } else { elsewhere.clone() };
+        let scales = Scales {
+            read: read.clone(),
+            write,
+        };
+        assert_close(&before.clone().fold_scales(&scales).unfold_scales(&scales), &before);
+        assert_close(&before.clone().unfold_scales(&scales).fold_scales(&scales), &before);
+    }
+}
+
+#[test]
+fn rows_brought_to_length_one_and_a_bias_that_moves_change_no_reconstruction() {
+    let learned = Encoder::Unrolled {
+        steps: 2,
+        weights: Weights::Learned,
+    };
+    let thresholds = Sparsifier::new(Score::Positive, Allocation::Threshold);
+    for sparsifier in [thresholds, thresholds.encoded_by(learned)] {
+        let mut before = sae(6, 20, sparsifier);
+        before.w_enc = before.w_enc * 0.2;
+        let x = noise(50 * 6, 11);
+        let recon = |sae: &Sae| sae.decode_rows(&sae.encode_rows(&x).unwrap()).unwrap();
+        let expected = recon(&before);
+        let unit = before.clone().with_unit_rows();
+        for row in unit.decoder_rows().unwrap().chunks(6) {
+            assert!((row.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+        let again = unit.clone().with_unit_rows();
+        assert_eq!(
+            parameters(&again),
+            parameters(&unit),
+            "what has length 1 stays to the bit"
+        );
+        assert!(recon(&unit).iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4));
+        assert_close(
+            &before.clone().with_b_dec_applied(false).with_b_dec_applied(true),
+            &before,
+        );
+        if sparsifier.encoder.is_linear() {
+            let moved = before.clone().with_b_dec_applied(false);
+            assert!(!moved.apply_b_dec_to_input);
+            assert!(recon(&moved).iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4));
+        }
     }
 }
 
@@ -359,8 +441,15 @@ fn encoders_of_several_steps_are_saved_fold_scales_and_get_no_thresholds() {
     let score = Score::Magnitude;
     let k = Allocation::PerToken { k: 3 };
     for (allocation, encoder) in [
-        (k, Encoder::Unrolled { steps: 3 }),
-        (Allocation::Threshold, Encoder::Unrolled { steps: 2 }),
+        (k, Encoder::unrolled(3)),
+        (Allocation::Threshold, Encoder::unrolled(2)),
+        (
+            k,
+            Encoder::Unrolled {
+                steps: 3,
+                weights: Weights::Learned,
+            },
+        ),
         (k, Encoder::MatchingPursuit),
         (k, Encoder::OrthogonalPursuit),
     ] {

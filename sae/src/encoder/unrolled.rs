@@ -1,8 +1,11 @@
 //! Unrolled proximal steps (LISTA, Gregor and LeCun 2010): `u = z + W_enc (x - b_dec - z W_dec) + b_enc`, and the code `z`
 //! of the next step is what the sparsifier makes of `u`. From `z = 0` that is the product of a plain encoder.
 //!
-//! Every step has the same matrices, and is trained through. With `sae.tied` they are those of iterative shrinkage and
-//! thresholding (ISTA); otherwise the encoder learns what to multiply residuals by.
+//! Every step is trained through. All have the same matrices, or each its own ([`Weights`](super::Weights)). With `sae.tied` they
+//! are those of iterative shrinkage and thresholding (ISTA); otherwise the encoder learns what to multiply residuals by.
+//!
+//! LISTA's own form, `u = W_e x + S z` with `S: [d_sae, d_sae]`, would be larger than everything else together, and forgets the
+//! decoder. With `S = I - W W_dec` it is this one, which is what a LISTA that converges comes to (arXiv 1808.10038).
 //!
 //! The latents that `u` keeps are found in the product alone: outside of the present code `u` is the product, and of those
 //! who win under a budget of `k` no more than `k` are outside of it. So the kernels select `k` more than there are in the
@@ -17,6 +20,15 @@ use rayon::prelude::*;
 use crate::code::{HostCode, Rows, SparseCode, to_host};
 use crate::kernels::{Search, Selection, dots, encode};
 use crate::sparsifier::Score;
+
+/// What a step behind the first multiplies by, where each has parameters of its own.
+#[derive(Clone, Debug)]
+pub struct EncoderStep {
+    /// What it multiplies residuals by. `[d_sae, d_in]`
+    pub w_enc: Tensor<2>,
+    /// `[d_sae]`
+    pub b_enc: Tensor<1>,
+}
 
 /// The pre-activations `u` of the latents that the step behind `z` keeps, with `residual = x - b_dec - z W_dec`,
 /// `[batch, d_in]`. Entries that do not fire have value 0. Differentiable in the values of `z`, the residual, `w_enc` and

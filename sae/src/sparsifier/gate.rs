@@ -79,6 +79,7 @@ mod tests {
             w_dec: matrix(vector(D_SAE * D_IN)),
             b_dec: vector(D_IN),
             apply_b_dec_to_input: true,
+            steps: Vec::new(),
             skip: None,
             threshold: None,
             sparsifier: Sparsifier::new(Score::Positive, Allocation::Gate),

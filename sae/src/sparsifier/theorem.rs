@@ -53,6 +53,7 @@ fn tied(rows: &[f64], d_in: usize, k: usize) -> Sae {
         w_dec: matrix,
         b_dec: Tensor::zeros([d_in], &device),
         apply_b_dec_to_input: true,
+        steps: Vec::new(),
         skip: None,
         threshold: None,
         sparsifier: Sparsifier::new(Score::Value, Allocation::PerToken { k }),

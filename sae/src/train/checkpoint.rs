@@ -20,7 +20,8 @@ use super::log::Lengths;
 use super::quadratic::Quadratic;
 use super::trainer::{Optimizer, Trainer};
 use crate::bilinear::Bilinear;
-use crate::dictionary::{Sae, Scales, read_finite};
+use crate::dictionary::{Sae, Scales, read_finite, step_names};
+use crate::encoder::unrolled::EncoderStep;
 use crate::error::{Error, Result};
 use crate::optimizer::Moments;
 use crate::sparsifier::{Allocation, Gate};
@@ -118,6 +119,13 @@ fn write_sparse(path: &Path, trainer: &Trainer) -> Result<()> {
     entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
     entries.extend(moments("w_dec", vec![d_sae, d_out], || opt.w_dec.read()));
     entries.extend(moments("b_dec", vec![d_out], || opt.b_dec.read()));
+    let steps = sae.steps.iter().zip(&opt.steps);
+    for ([w_enc, b_enc], (step, (of_w_enc, of_b_enc))) in step_names(sae.sparsifier.encoder).zip(steps) {
+        entries.extend(moments(&w_enc, vec![d_sae, d_in], || of_w_enc.read()));
+        entries.extend(moments(&b_enc, vec![d_sae], || of_b_enc.read()));
+        entries.push(Entry::new(w_enc, Values::Matrix(&step.w_enc)));
+        entries.push(Entry::new(b_enc, Values::Vector(&step.b_enc)));
+    }
     if let (Some(skip), Some(of_skip)) = (&sae.skip, &opt.skip) {
         entries.push(Entry::new("skip", Values::Matrix(skip)));
         entries.extend(moments("skip", vec![d_out, d_in], || of_skip.read()));
@@ -270,6 +278,17 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
     let (has_threshold, learned) = (sparsifier.has_threshold(), plan.config.learns_thresholds());
     let gated = sparsifier.allocation == Allocation::Gate;
     let w_dec = from.tensor("w_dec", [d_sae, d_out])?;
+    let own_steps: Vec<[String; 2]> = step_names(sparsifier.encoder).collect();
+    let step = |[w_enc, b_enc]: &[String; 2]| {
+        Ok(EncoderStep {
+            w_enc: from.tensor(w_enc, [d_sae, d_in])?,
+            b_enc: from.tensor(b_enc, [d_sae])?,
+        })
+    };
+    let of_step = |[w_enc, b_enc]: &[String; 2]| {
+        let of_w_enc = from.moments(w_enc, [d_sae, d_in], steps)?;
+        Ok((of_w_enc, from.moments(b_enc, [d_sae], steps)?))
+    };
     let tied = plan.config.is_tied();
     let sae = Sae {
         w_enc: match tied {
@@ -280,6 +299,7 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         w_dec,
         b_dec: from.tensor("b_dec", [d_out])?,
         apply_b_dec_to_input: plan.sides.same(),
+        steps: own_steps.iter().map(step).collect::<Result<_>>()?,
         skip: skips.then(|| from.tensor("skip", [d_out, d_in])).transpose()?,
         threshold: has_threshold.then(|| from.tensor("threshold", [d_sae])).transpose()?,
         sparsifier,
@@ -292,6 +312,7 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         b_enc: from.moments("b_enc", [d_sae], steps)?,
         w_dec: from.moments("w_dec", [d_sae, d_out], steps)?,
         b_dec: from.moments("b_dec", [d_out], steps)?,
+        steps: own_steps.iter().map(of_step).collect::<Result<_>>()?,
         skip: skips.then(|| from.moments("skip", [d_out, d_in], steps)).transpose()?,
         threshold: learned.then(|| from.moments("threshold", [d_sae], steps)).transpose()?,
         gate: match gated {

@@ -11,8 +11,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::TrainPlan;
 use super::start::{Start, random_directions};
 use crate::dictionary::Sae;
+use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
-use crate::sparsifier::{Allocation, Gate};
+use crate::sparsifier::{Allocation, Gate, Sparsifier};
 
 /// The rows of an encoder that is not the decoder's transpose are drawn with another seed.
 const ENCODER_SEED: u64 = 0x656e_636f_6465;
@@ -38,13 +39,18 @@ pub fn parameters(plan: &TrainPlan, start: &Start, device: &Device) -> Result<(S
     }
     let (mut new, of_new) = random(plan, start, added, seed ^ ADDED_SEED, device);
     if !plan.config.is_tied() {
-        (new.w_enc, new.b_enc) = (new.w_enc * ADDED_LENGTH, new.b_enc * ADDED_LENGTH);
+        new = new.map_encoder(|w_enc, b_enc| (w_enc * ADDED_LENGTH, b_enc * ADDED_LENGTH));
     }
     let gate = gate.zip(of_new).map(|(old, new)| Gate {
         r_mag: behind(old.r_mag, new.r_mag),
         b_mag: behind(old.b_mag, new.b_mag),
     });
+    let steps = old.steps.into_iter().zip(new.steps).map(|(old, new)| EncoderStep {
+        w_enc: behind(old.w_enc, new.w_enc),
+        b_enc: behind(old.b_enc, new.b_enc),
+    });
     let sae = Sae {
+        steps: steps.collect(),
         w_enc: behind(old.w_enc, new.w_enc),
         b_enc: behind(old.b_enc, new.b_enc),
         w_dec: behind(old.w_dec, new.w_dec),
@@ -56,7 +62,7 @@ pub fn parameters(plan: &TrainPlan, start: &Start, device: &Device) -> Result<(S
 
 /// Of a run that begins from nothing: a random decoder with unit rows, the encoder its transpose, `b_dec` the middle of what
 /// is written. Where that is not what is read, the encoder's rows are random as well, and its bias is what makes
-/// pre-activations 0 in the middle of what is read. A skip connection starts at 0.
+/// pre-activations 0 in the middle of what is read. Steps of their own parameters begin alike. A skip connection starts at 0.
 fn random(plan: &TrainPlan, start: &Start, d_sae: usize, seed: u64, device: &Device) -> (Sae, Option<Gate>) {
     let (d_in, d_out) = (plan.d_in(), plan.d_out());
     // Two buffers: each is updated in place.
@@ -77,7 +83,9 @@ fn random(plan: &TrainPlan, start: &Start, d_sae: usize, seed: u64, device: &Dev
         }
     };
     let config = &plan.config;
+    let sparsifier = config.sparsifier();
     let sae = Sae {
+        steps: like_the_first(sparsifier, &w_enc, &b_enc),
         w_enc,
         b_enc,
         w_dec: matrix(written, d_out),
@@ -85,7 +93,7 @@ fn random(plan: &TrainPlan, start: &Start, d_sae: usize, seed: u64, device: &Dev
         apply_b_dec_to_input: plan.sides.same(),
         skip: config.sae.skip.then(|| Tensor::zeros([d_out, d_in], device)),
         threshold: config.threshold_init().map(|t| Tensor::full([d_sae], t, device)),
-        sparsifier: config.sparsifier(),
+        sparsifier,
     };
     let gated = sae.sparsifier.allocation == Allocation::Gate;
     let gate = gated.then(|| Gate {
@@ -116,14 +124,28 @@ fn trainable(loaded: Sae, plan: &TrainPlan, device: &Device) -> (Sae, Option<Gat
     });
     let shape = [plan.d_out(), plan.d_in()];
     let skips = plan.config.sae.skip;
+    let steps = match loaded.steps.is_empty() {
+        true => like_the_first(sparsifier, &loaded.w_enc, &b_enc),
+        false => loaded.steps,
+    };
     let sae = Sae {
         b_enc,
+        steps,
         threshold,
         skip: skips.then(|| loaded.skip.unwrap_or_else(|| Tensor::zeros(shape, device))),
         sparsifier,
         ..loaded
     };
     (sae, gate)
+}
+
+/// The steps behind the first that are to have parameters of their own.
+fn like_the_first(sparsifier: Sparsifier, w_enc: &Tensor<2>, b_enc: &Tensor<1>) -> Vec<EncoderStep> {
+    let step = EncoderStep {
+        w_enc: w_enc.clone(),
+        b_enc: b_enc.clone(),
+    };
+    vec![step; sparsifier.encoder.own_steps()]
 }
 
 /// Latents behind others.

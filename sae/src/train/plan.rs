@@ -246,8 +246,11 @@ impl TrainPlan {
             true => d_out,
             false => d_in.checked_add(d_out)?,
         };
+        let own_steps = self.config.sparsifier().encoder.own_steps() as u64;
+        let steps = d_in.checked_add(1)?.checked_mul(d_sae)?.checked_mul(own_steps)?;
         let mix = (self.bilinear().clusters.unwrap_or(0) as u64).checked_mul(d_sae)?;
-        let matrices = widths.checked_mul(d_sae)?.checked_add(skip)?.checked_add(mix)?;
+        let matrices = widths.checked_mul(d_sae)?.checked_add(skip)?;
+        let matrices = matrices.checked_add(steps)?.checked_add(mix)?;
         matrices.checked_add(d_out + d_sae)
     }
 

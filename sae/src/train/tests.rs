@@ -18,6 +18,7 @@ use super::trainer::{Optimizer, Trainer};
 use super::*;
 use crate::code::to_host;
 use crate::dictionary::{Place, Sae, Scales};
+use crate::encoder::unrolled::EncoderStep;
 use crate::kernels::Search;
 use crate::objective::{Loss, Objective, ObjectiveConfig};
 use crate::optimizer::{Adam, Moments};
@@ -42,6 +43,12 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
     let tensor = |t: Tensor<2>| Tensor::from_inner(t).require_grad();
     let b_enc: Tensor<1> = vector(D_SAE, 2);
     let b_dec: Tensor<1> = vector(D_IN, 4);
+    let own_steps = sparsifier.encoder.own_steps() as u64;
+    let step = |n| EncoderStep {
+        w_enc: tensor(matrix(10 + n)),
+        b_enc: Tensor::from_inner(vector(D_SAE, 20 + n)).require_grad(),
+    };
+    let of_step = |_| (Moments::new([D_SAE, D_IN], &device), Moments::new([D_SAE], &device));
     Trainer {
         sae: Sae {
             w_enc: tensor(matrix(1)),
@@ -49,6 +56,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             w_dec: tensor(matrix(3)),
             b_dec: Tensor::from_inner(b_dec).require_grad(),
             apply_b_dec_to_input: true,
+            steps: (0..own_steps).map(step).collect(),
             skip: None,
             threshold: None,
             sparsifier,
@@ -59,6 +67,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             b_enc: Moments::new([D_SAE], &device),
             w_dec: Moments::new([D_SAE, D_IN], &device),
             b_dec: Moments::new([D_IN], &device),
+            steps: (0..own_steps).map(of_step).collect(),
             skip: None,
             threshold: None,
             gate: None,
@@ -350,6 +359,7 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
         w_dec: Tensor::ones([9, D_IN], &device),
         b_dec: Tensor::from_data(TensorData::new(mean, [D_IN]), &device),
         apply_b_dec_to_input: true,
+        steps: Vec::new(),
         skip: None,
         threshold: None,
         sparsifier: Sparsifier::top_k(2),

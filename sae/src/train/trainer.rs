@@ -13,6 +13,7 @@ use super::schedule::Schedule;
 use super::sides::Sides;
 use super::start::Start;
 use crate::dictionary::{Sae, Scales};
+use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
 use crate::kernels::Search;
 use crate::objective::{Loss, Moment, Objective};
@@ -27,6 +28,8 @@ pub struct Optimizer {
     pub b_enc: Moments<1>,
     pub w_dec: Moments<2>,
     pub b_dec: Moments<1>,
+    /// Of the encoder's steps behind the first, where they have parameters of their own: matrices and biases.
+    pub steps: Vec<(Moments<2>, Moments<1>)>,
     /// Of a skip connection.
     pub skip: Option<Moments<2>>,
     /// Of thresholds that are learned.
@@ -89,6 +92,8 @@ pub struct Gradients {
     pub b_enc: Tensor<1>,
     pub w_dec: Tensor<2>,
     pub b_dec: Tensor<1>,
+    /// Of [`Sae::steps`].
+    pub steps: Vec<EncoderStep>,
     pub skip: Option<Tensor<2>>,
     pub threshold: Option<Tensor<1>>,
     pub gate: Option<[Tensor<1>; 2]>,
@@ -111,6 +116,11 @@ impl Trainer {
             b_enc: Moments::new([d_sae], device),
             w_dec: Moments::new([d_sae, d_out], device),
             b_dec: Moments::new([d_out], device),
+            steps: sae
+                .steps
+                .iter()
+                .map(|_| (Moments::new([d_sae, d_in], device), Moments::new([d_sae], device)))
+                .collect(),
             skip: sae.skip.is_some().then(|| Moments::new([d_out, d_in], device)),
             threshold: learned.then(|| Moments::new([d_sae], device)),
             gate: gate
@@ -160,6 +170,7 @@ impl Trainer {
                 w_dec,
                 b_dec: Tensor::from_inner(sae.b_dec).require_grad(),
                 apply_b_dec_to_input: sae.apply_b_dec_to_input,
+                steps: sae.steps.into_iter().map(lifted).collect(),
                 skip: sae.skip.map(|s| Tensor::from_inner(s).require_grad()),
                 threshold: sae.threshold.map(|t| Tensor::from_inner(t).require_grad()),
                 sparsifier: sae.sparsifier,
@@ -208,6 +219,15 @@ impl Trainer {
             w_dec: self.sae.w_dec.clone().no_grad(),
             b_dec: self.sae.b_dec.clone().no_grad(),
             apply_b_dec_to_input: self.sae.apply_b_dec_to_input,
+            steps: self
+                .sae
+                .steps
+                .iter()
+                .map(|step| EncoderStep {
+                    w_enc: step.w_enc.clone().no_grad(),
+                    b_enc: step.b_enc.clone().no_grad(),
+                })
+                .collect(),
             skip: self.sae.skip.as_ref().map(|s| s.clone().no_grad()),
             threshold: self.sae.threshold.as_ref().map(|t| t.clone().no_grad()),
             sparsifier: self.sae.sparsifier,
@@ -286,11 +306,22 @@ impl Trainer {
         let mut grads = loss.total.backward();
         drop(loss);
         let b_enc = gradient(&sae.b_enc, &mut grads);
+        let of_steps = sae.steps.iter().map(|step| EncoderStep {
+            w_enc: gradient(&step.w_enc, &mut grads),
+            b_enc: gradient(&step.b_enc, &mut grads),
+        });
+        let steps: Vec<EncoderStep> = of_steps.collect();
         // The encoder sees x - b_dec, so whatever moves pre by g through b_enc moves it by -g w_enc through b_dec: one
         // product with a vector instead of the gradient of every row of x.
-        let through_encoder = sae.apply_b_dec_to_input.then(|| {
-            let product = b_enc.clone().unsqueeze::<2>().matmul(sae.w_enc.clone().no_grad());
+        let through = |b_enc: &Tensor<1>, w_enc: &Tensor<2>| {
+            let product = b_enc.clone().unsqueeze::<2>().matmul(w_enc.clone().no_grad());
             product.reshape([sae.d_in()])
+        };
+        let through_encoder = sae.apply_b_dec_to_input.then(|| {
+            let of_steps = sae.steps.iter().zip(&steps);
+            of_steps.fold(through(&b_enc, &sae.w_enc), |sum, (step, gradients)| {
+                sum + through(&gradients.b_enc, &step.w_enc)
+            })
         });
         let direct = gradient(&sae.b_dec, &mut grads);
         let b_dec = match through_encoder {
@@ -311,6 +342,7 @@ impl Trainer {
             b_enc,
             w_dec: gradient(&sae.w_dec, &mut grads),
             b_dec,
+            steps,
             skip: sae.skip.as_ref().map(|s| gradient(s, &mut grads)),
             threshold: self.learned_threshold().map(|t| gradient(t, &mut grads)),
         }
@@ -329,6 +361,11 @@ impl Trainer {
             drop(w_enc);
         }
         sae.b_enc = adam.step(sae.b_enc.extract(), gradients.b_enc, &mut opt.b_enc, lr, 1.0, free);
+        let steps = sae.steps.iter_mut().zip(gradients.steps).zip(&mut opt.steps);
+        for ((step, gradient), (of_w_enc, of_b_enc)) in steps {
+            step.w_enc = adam.step(step.w_enc.extract(), gradient.w_enc, of_w_enc, lr, 1.0, free);
+            step.b_enc = adam.step(step.b_enc.extract(), gradient.b_enc, of_b_enc, lr, 1.0, free);
+        }
         let unit = Constraint::UnitRows;
         sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, 1.0, unit);
         if opt.w_enc.is_none() {
@@ -347,6 +384,14 @@ impl Trainer {
             let stepped = adam.step(threshold.extract(), gradient, moments, lr, 1.0, free);
             *threshold = Tensor::from_inner(stepped.no_grad().clamp_min(0.0)).require_grad();
         }
+    }
+}
+
+/// A step's parameters as leaves.
+fn lifted(step: EncoderStep) -> EncoderStep {
+    EncoderStep {
+        w_enc: Tensor::from_inner(step.w_enc).require_grad(),
+        b_enc: Tensor::from_inner(step.b_enc).require_grad(),
     }
 }
 

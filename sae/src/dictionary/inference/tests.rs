@@ -23,6 +23,7 @@ fn sae(sparsifier: Sparsifier) -> Sae {
         w_dec: matrix(3),
         b_dec: vector(D_IN, 4),
         apply_b_dec_to_input: true,
+        steps: Vec::new(),
         skip: None,
         threshold: None,
         sparsifier,

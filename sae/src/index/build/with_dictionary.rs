@@ -31,6 +31,7 @@ fn dictionary() -> (Sae, DictionaryCard) {
         w_dec: matrix(3),
         b_dec: vector(D_IN, 4),
         apply_b_dec_to_input: true,
+        steps: Vec::new(),
         skip: None,
         threshold: None,
         sparsifier: Sparsifier::abs_top_k(7),

@@ -3,7 +3,7 @@
 //! With as many winners as latents nobody comes in or goes out, so that the loss is smooth.
 
 use super::*;
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, Weights};
 use crate::sparsifier::{Allocation, Score};
 
 /// A trainer with an objective, without an auxiliary loss.
@@ -14,9 +14,11 @@ fn smooth(encoder: Encoder, objective: &str) -> Trainer {
     trainer
 }
 
-fn parameters(trainer: &Trainer) -> [Vec<f64>; 4] {
+fn parameters(trainer: &Trainer) -> Vec<Vec<f64>> {
     let sae = &trainer.sae;
-    [f64s(&sae.w_enc), f64s(&sae.b_enc), f64s(&sae.w_dec), f64s(&sae.b_dec)]
+    let mut all = vec![f64s(&sae.w_enc), f64s(&sae.b_enc), f64s(&sae.w_dec), f64s(&sae.b_dec)];
+    all.extend(sae.steps.iter().flat_map(|step| [f64s(&step.w_enc), f64s(&step.b_enc)]));
+    all
 }
 
 fn put(trainer: &mut Trainer, which: usize, values: &[f64]) {
@@ -34,7 +36,9 @@ fn put(trainer: &mut Trainer, which: usize, values: &[f64]) {
         0 => trainer.sae.w_enc = matrix(values),
         1 => trainer.sae.b_enc = vector(values),
         2 => trainer.sae.w_dec = matrix(values),
-        _ => trainer.sae.b_dec = vector(values),
+        3 => trainer.sae.b_dec = vector(values),
+        n if n % 2 == 0 => trainer.sae.steps[n / 2 - 2].w_enc = matrix(values),
+        n => trainer.sae.steps[n / 2 - 2].b_enc = vector(values),
     }
 }
 
@@ -46,21 +50,28 @@ fn loss(trainer: &Trainer, x: &[f32]) -> Loss {
 #[test]
 fn gradients_behind_every_encoder_and_of_masked_passes_agree_with_finite_differences() {
     let x = uniform(BATCH * D_IN, 5);
-    for encoder in [Encoder::Linear, Encoder::Unrolled { steps: 3 }] {
+    let learned = Encoder::Unrolled {
+        steps: 3,
+        weights: Weights::Learned,
+    };
+    for encoder in [Encoder::Linear, Encoder::unrolled(3), learned] {
         for objective in ["", "[masked]\nhidden = 0.4", "[masked]\nhidden = 0.4\n[mse]"] {
             let mut trainer = smooth(encoder, objective);
             // Not so far off that three steps run away.
-            for which in [0, 2] {
+            for which in [0, 2, 4, 6].into_iter().filter(|n| *n < 4 + 2 * encoder.own_steps()) {
                 let halved: Vec<f64> = parameters(&trainer)[which].iter().map(|v| 0.5 * v).collect();
                 put(&mut trainer, which, &halved);
             }
             let gradients = trainer.gradients(loss(&trainer, &x));
-            let ours = [
+            let mut ours = vec![
                 f64s(gradients.w_enc.as_ref().unwrap()),
                 f64s(&gradients.b_enc),
                 f64s(&gradients.w_dec),
                 f64s(&gradients.b_dec),
             ];
+            let of_steps = gradients.steps.iter();
+            ours.extend(of_steps.flat_map(|step| [f64s(&step.w_enc), f64s(&step.b_enc)]));
+            assert_eq!(ours.len(), 4 + 2 * encoder.own_steps());
             for (which, ours) in ours.iter().enumerate() {
                 let largest = ours.iter().fold(0.0f64, |a, b| a.max(b.abs()));
                 assert!(largest > 1e-3, "{encoder:?} {objective} {which}");

@@ -36,7 +36,7 @@ impl Trainer {
             true => x.clone() - sae.b_dec.clone().no_grad().unsqueeze(),
             false => x.clone(),
         };
-        let seen = self.encode(Tensor::from_inner(centred), sae.b_enc.clone(), dead, None);
+        let seen = self.encode(Tensor::from_inner(centred), &self.biases(None), dead, None);
         let masked = self.masked(&x);
         let base = sae.b_dec.clone().unsqueeze::<2>();
         let base = match &sae.skip {
@@ -62,8 +62,26 @@ impl Trainer {
         }
     }
 
-    /// The codes of `centred: [batch, d_in]`, of which an encoder of several steps looks at what is `visible` alone.
-    fn encode(&self, centred: Tensor<2>, b_enc: Tensor<1>, dead: &[i32], visible: Option<&Tensor<2>>) -> Seen {
+    /// The biases of the encoder's steps that have their own, with `nothing` times their matrices added: `[1, d_in]` of zeros
+    /// that have a gradient.
+    fn biases(&self, nothing: Option<&Tensor<2>>) -> Vec<Tensor<1>> {
+        let sae = &self.sae;
+        let bias = |n: usize| {
+            let (w_enc, b_enc) = sae.step(n);
+            match nothing {
+                Some(nothing) => {
+                    let added = nothing.clone().matmul(w_enc.clone().detach().transpose());
+                    b_enc.clone() + added.reshape([sae.d_sae()])
+                }
+                None => b_enc.clone(),
+            }
+        };
+        (0..=sae.steps.len()).map(bias).collect()
+    }
+
+    /// The codes of `centred: [batch, d_in]`, of which an encoder of several steps looks at what is `visible` alone. The
+    /// last of `biases` is that of the steps behind it, too.
+    fn encode(&self, centred: Tensor<2>, biases: &[Tensor<1>], dead: &[i32], visible: Option<&Tensor<2>>) -> Seen {
         let sae = &self.sae;
         let candidates = || Tensor::from_data(TensorData::new(dead.to_vec(), [dead.len()]), &sae.device());
         let aux = (!dead.is_empty() && self.aux_k > 0).then(|| AuxSelection {
@@ -79,14 +97,14 @@ impl Trainer {
         let selected = encode(
             centred.clone(),
             sae.w_enc.clone(),
-            b_enc.clone(),
+            biases[0].clone(),
             selection.clone(),
             aux,
             self.search,
         );
         let mut seen = self.valued(selected.main);
         seen.aux = selected.aux;
-        for _ in 1..now.encoder.steps() {
+        for n in 1..now.encoder.steps() {
             let mut residual = centred.clone() - decode(&seen.code, sae.w_dec.clone());
             if let Some(visible) = visible {
                 residual = residual * visible.clone();
@@ -94,8 +112,8 @@ impl Trainer {
             let code = unrolled::next(
                 &seen.code,
                 residual,
-                sae.w_enc.clone(),
-                b_enc.clone(),
+                sae.step(n).0.clone(),
+                biases[n.min(biases.len() - 1)].clone(),
                 &selection,
                 self.search,
             );
@@ -175,9 +193,7 @@ impl Trainer {
         let b_dec = sae.b_dec.clone();
         let centred = (Tensor::from_inner(x.clone()) - b_dec.clone().unsqueeze()) * visible.clone();
         let nothing = (b_dec.clone() - b_dec.detach()).unsqueeze::<2>();
-        let taken_off = nothing.matmul(sae.w_enc.clone().detach().transpose());
-        let b_enc = sae.b_enc.clone() + taken_off.reshape([sae.d_sae()]);
-        let seen = self.encode(centred, b_enc, &[], Some(&visible));
+        let seen = self.encode(centred, &self.biases(Some(&nothing)), &[], Some(&visible));
         Some(MaskedPass {
             recon: decode(&seen.code, sae.w_dec.clone()) + sae.b_dec.clone().unsqueeze(),
             hidden,

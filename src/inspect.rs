@@ -195,7 +195,8 @@ fn run_or_dictionary(path: &Path) -> anyhow::Result<Facts> {
     // Loading checks every parameter: names, shapes, finite values.
     let (_, card) = Sae::load(path, &activations::Device::Cpu.open()?)?;
     facts.say("method", card.sparsifier.name());
-    facts.optional("trained as", card.calibration.map(|c| c.trained_as.name()));
+    let trained_as = card.trained_as();
+    facts.optional("trained as", (trained_as != card.sparsifier).then(|| trained_as.name()));
     facts.number("d_sae", card.d_sae as u64);
     facts.number("d_in", card.d_in as u64);
     facts.optional("hook", card.hook.clone());

@@ -116,6 +116,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         d_sae,
         sparsifier: sae.sparsifier,
         calibration: None,
+        trained_as: None,
         initialised_from: None,
         hook: None,
         reads: Vec::new(),

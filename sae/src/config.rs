@@ -139,6 +139,10 @@ pub struct SaeConfig {
     /// Active latents a token that thresholds of the saved dictionary are set to. Default: `k`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inference_l0: Option<f64>,
+    /// Latents a token that the saved dictionary selects, where a token has a budget, if they are not as many as in training.
+    /// Default: `k`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inference_k: Option<usize>,
 }
 
 /// `[train]`: how the dictionary is trained.
@@ -341,6 +345,7 @@ impl RunConfig {
         let at_least_one = [
             ("sae.d_sae", sae.d_sae.map(|n| n as u64)),
             ("sae.k", sae.k.map(|n| n as u64)),
+            ("sae.inference_k", sae.inference_k.map(|n| n as u64)),
             ("sae.expansion", sae.expansion.map(|n| n as u64)),
             ("train.steps", train.steps),
             ("train.tokens", train.tokens),

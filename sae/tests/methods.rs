@@ -343,6 +343,31 @@ fn a_linear_k_sparse_code_recovers_sparse_data() {
 }
 
 #[test]
+fn a_budget_for_inference_is_that_of_what_is_saved_and_measured_and_not_of_training() {
+    let place = Place::new(false);
+    let plain = place.run(&sets("ksparse", &[]), "plain", false).unwrap();
+    let more = [("sae.inference_k", "9")];
+    let summary = place.run(&sets("ksparse", &more), "run", false).unwrap();
+    let sae = check_saved(&place, "run", &summary, false);
+    assert_eq!((sae.sparsifier.k(), summary.held_out.l0), (Some(9), 9.0));
+    assert_eq!(
+        (summary.method.as_str(), summary.calibration),
+        (plain.method.as_str(), None)
+    );
+    // Training did not know of it.
+    let parameters = |name: &str| fs::read(place.out(name).join("dictionary.safetensors")).unwrap();
+    assert!(parameters("run") == parameters("plain"));
+    let card = sae::DictionaryCard::load(&place.out("run")).unwrap();
+    assert_eq!(card.trained_as().k(), Some(3));
+    for (method, encoder) in [("topk", "matching_pursuit"), ("topk", "unrolled")] {
+        let more = [("sae.inference_k", "6"), ("sae.encoder", encoder)];
+        let summary = place.run(&sets(method, &more), encoder, false).unwrap();
+        let sae = check_saved(&place, encoder, &summary, false);
+        assert_eq!(sae.sparsifier.k(), Some(6));
+    }
+}
+
+#[test]
 fn per_token_budgets_become_thresholds_where_they_are_asked_for() {
     let place = Place::new(false);
     for form in ["threshold", "threshold_per_latent"] {

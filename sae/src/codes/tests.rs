@@ -57,6 +57,7 @@ fn card() -> DictionaryCard {
         d_sae: D_SAE,
         sparsifier: dictionary().sparsifier,
         calibration: None,
+        trained_as: None,
         initialised_from: None,
         hook: Some(naming().hook),
         reads: Vec::new(),

@@ -121,6 +121,9 @@ impl RunConfig {
                 ),
             ));
         }
+        if let (Some(_), false, false) = (card.trained_as, method_given, k_given) {
+            self.sae.inference_k = self.sae.inference_k.or(card.sparsifier.k());
+        }
         if let Some(calibration) = card.calibration.filter(|_| !method_given) {
             let form = match calibration.threshold {
                 Some(_) => InferenceForm::Threshold,
@@ -227,6 +230,7 @@ mod tests {
             d_sae: 96,
             sparsifier,
             calibration: None,
+            trained_as: None,
             initialised_from: None,
             hook: None,
             reads: Vec::new(),
@@ -299,6 +303,14 @@ mod tests {
         assert_eq!(config.sparsifier().encoder, learned);
         let config = inherited(&[], &card(unrolled.encoded_by(learned)), false).unwrap();
         assert_eq!(config.sparsifier().encoder, learned);
+        let more = DictionaryCard {
+            trained_as: Some(Sparsifier::top_k(4)),
+            ..card(Sparsifier::top_k(12))
+        };
+        let config = inherited(&[], &more, false).unwrap();
+        assert_eq!((config.sae.k, config.sae.inference_k), (Some(4), Some(12)));
+        let config = inherited(&[("sae.k", "5")], &more, false).unwrap();
+        assert_eq!((config.sae.k, config.sae.inference_k), (Some(5), None));
         let jump = card(Sparsifier::new(Score::Positive, Allocation::Threshold));
         assert_eq!(inherited(&[], &jump, false).unwrap().method(), Method::JumpReLU);
         assert!(inherited(&[("sae.method", "gated")], &jump, false).is_ok());

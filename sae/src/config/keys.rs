@@ -64,6 +64,7 @@ fn complete() -> RunConfig {
             skip: true,
             inference: Some(InferenceForm::Threshold),
             inference_l0: Some(1.0),
+            inference_k: Some(1),
         },
         objective: ObjectiveConfig::complete(),
         bilinear: Some(BilinearConfig::complete()),

@@ -310,9 +310,33 @@ impl RunConfig {
         }
     }
 
+    /// Refuses another budget of the saved dictionary where tokens have none, or it has thresholds.
+    fn validate_inference_k(&self, k: usize, form: InferenceForm, d_sae: Option<usize>) -> Result<()> {
+        let method = self.method().key();
+        let problem = match (self.sparsifier().allocation, form) {
+            (Allocation::PerToken { .. }, InferenceForm::AsTrained) if k <= d_sae.unwrap_or(usize::MAX) => {
+                return Ok(());
+            }
+            (Allocation::PerToken { .. }, InferenceForm::AsTrained) => {
+                format!("is {k}, but there are {} latents of sae.d_sae", d_sae.unwrap_or(0))
+            }
+            (Allocation::PerToken { .. }, _) => "is given, but sae.inference asks for thresholds, which are set to \
+                                                 sae.inference_l0: leave one of them out"
+                .into(),
+            _ => format!(
+                "is given, but sae.method is {method}, in which a token has no budget of its own: it is for topk, \
+                 abs_topk and ksparse; thresholds are set to sae.inference_l0"
+            ),
+        };
+        Err(Error::config("sae.inference_k", problem))
+    }
+
     fn validate_inference(&self, d_sae: Option<usize>) -> Result<()> {
         let method = self.method().key();
         let (form, l0) = self.inference();
+        if let Some(k) = self.sae.inference_k {
+            self.validate_inference_k(k, form, d_sae)?;
+        }
         if form == InferenceForm::AsTrained {
             if !self.sparsifier().is_inference_form() {
                 return Err(Error::config(

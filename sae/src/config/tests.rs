@@ -305,6 +305,22 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
             ["sae.encoder_steps", "sae.encoder is linear"],
         ),
         (
+            vec![("sae.method", "batch_topk"), ("sae.inference_k", "4")],
+            ["sae.inference_k", "sae.method is batch_topk"],
+        ),
+        (
+            vec![("sae.method", "relu"), ("sae.inference_k", "4")],
+            ["sae.inference_k", "sae.method is relu"],
+        ),
+        (
+            vec![("sae.inference", "threshold"), ("sae.inference_k", "4")],
+            ["sae.inference_k", "sae.inference asks"],
+        ),
+        (
+            vec![("sae.inference_k", "65"), ("sae.d_sae", "64")],
+            ["sae.inference_k", "sae.d_sae"],
+        ),
+        (
             vec![("sae.encoder_weights", "learned")],
             ["sae.encoder_weights", "sae.encoder is linear"],
         ),

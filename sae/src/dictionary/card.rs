@@ -20,6 +20,9 @@ pub struct DictionaryCard {
     /// How the thresholds were set, where they were not learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+    /// Which latents fired in training, where a token had another budget: `sae.inference_k`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_as: Option<Sparsifier>,
     /// The dictionary that training began from, where it did not begin from random directions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initialised_from: Option<DictionaryRef>,
@@ -117,12 +120,14 @@ fn is_yes(value: &bool) -> bool {
 
 impl DictionaryCard {
     /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds, 3 values that are
-    /// shrunk, encoders of several steps, other shapes than autoencoders, and dictionaries that training went on from.
+    /// shrunk, encoders of several steps, other shapes than autoencoders, other budgets than in training, and dictionaries
+    /// that training went on from.
     pub const VERSION: u32 = 3;
 
     /// Which latents fired in training.
     pub fn trained_as(&self) -> Sparsifier {
-        self.calibration.map_or(self.sparsifier, |c| c.trained_as)
+        let calibrated = self.calibration.map(|c| c.trained_as);
+        calibrated.or(self.trained_as).unwrap_or(self.sparsifier)
     }
 
     /// The places that are read, in the order of the columns.

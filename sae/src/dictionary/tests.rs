@@ -44,6 +44,7 @@ fn card(sae: &Sae) -> DictionaryCard {
         d_sae: sae.d_sae(),
         sparsifier: sae.sparsifier,
         calibration: None,
+        trained_as: None,
         initialised_from: None,
         hook: Some("blocks.3.hook_resid_post".into()),
         reads: Vec::new(),

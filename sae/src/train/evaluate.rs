@@ -31,12 +31,16 @@ fn visit(input: &Input, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result
 }
 
 /// The dictionary as it is saved, from that of `trainer`, both for raw activations: thresholds, where it gets
-/// some, are set on the first half of the held-out rows, and what they do is counted on the other.
+/// some, are set on the first half of the held-out rows, and what they do is counted on the other. A token's budget may be
+/// another than in training.
 ///
 /// # Errors
 /// What reading and encoding give.
 pub fn inference(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<(Sae, Option<Calibration>)> {
-    let sae = trainer.dictionary();
+    let mut sae = trainer.dictionary();
+    if let Some(k) = plan.config.sae.inference_k {
+        sae.sparsifier = sae.sparsifier.with_k(k);
+    }
     let shares = trainer.lawful_shares();
     let (form, target_l0) = plan.config.inference();
     let Range { start, end } = plan.held_out_rows;

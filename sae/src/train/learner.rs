@@ -165,6 +165,7 @@ fn card(
         d_sae: plan.d_sae,
         sparsifier: sae.sparsifier,
         calibration,
+        trained_as: plan.config.sae.inference_k.map(|_| plan.config.sparsifier()),
         initialised_from: plan.going_on.as_ref().map(|going_on| going_on.named.clone()),
         hook: plan.config.data.hook.clone(),
         reads: several(&sides.read.places),

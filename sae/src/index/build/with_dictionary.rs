@@ -42,6 +42,7 @@ fn dictionary() -> (Sae, DictionaryCard) {
         d_sae: D_SAE,
         sparsifier: sae.sparsifier,
         calibration: None,
+        trained_as: None,
         initialised_from: None,
         hook: Some("blocks.1.hook_mlp_out".into()),
         reads: Vec::new(),

@@ -16,6 +16,7 @@ mod guard;
 pub mod harvest;
 pub mod hooks;
 pub mod hub;
+pub mod lock;
 pub mod mapped;
 pub mod model;
 pub mod npy;

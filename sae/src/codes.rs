@@ -24,6 +24,7 @@ mod tests;
 
 use std::path::Path;
 
+use activations::lock::Lock;
 use activations::{ContextSource, Outcome, Progress, Stop};
 use serde::{Deserialize, Serialize};
 
@@ -154,7 +155,7 @@ fn default_rows_per_shard(l0: f64) -> u64 {
 ///
 /// # Errors
 /// If `source` is of another width than `sae`, empty, or holds a NaN or an infinity (naming the row); if `out` holds
-/// anything, or, continuing, nothing of the kind or a run with other settings (naming the first difference); if an array
+/// anything or another process writes there, or, continuing, nothing of the kind or a run with other settings (naming the first difference); if an array
 /// would be longer than it may be; if writing fails.
 #[expect(
     clippy::too_many_arguments,
@@ -209,6 +210,14 @@ pub fn encode(
     if let (Some(limit), Some(rows)) = (options.dense_bytes, options.about_rows) {
         dense::check(rows.saturating_mul(row_bytes), limit)?;
     }
+    if !options.resume {
+        std::fs::create_dir_all(out).map_err(Error::io(out))?;
+    }
+    // Of a directory that is not there, the journal speaks.
+    let _lock = out
+        .is_dir()
+        .then(|| Lock::of_directory(out, "these codes"))
+        .transpose()?;
     let journal = match options.resume {
         true => Journal::resume(out, request)?,
         false => Journal::begin(out, request)?,

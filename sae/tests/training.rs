@@ -172,6 +172,41 @@ fn a_directory_with_a_run_is_refused_and_a_finished_run_gives_its_summary() {
     assert!(error.contains("no run to resume"), "{error}");
 }
 
+/// Starts a second run in the directory of one that is on its way.
+struct Second<'a> {
+    place: &'a Place,
+    said: std::sync::Mutex<Vec<String>>,
+}
+
+impl activations::Progress for Second<'_> {
+    fn advance(&self, n: u64) {
+        if n == 128 {
+            let error = self.place.run(&[("train.steps", "4")], "run", true).unwrap_err();
+            self.said.lock().unwrap().push(error.to_string());
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_run_that_is_on_its_way_is_not_resumed_by_a_second_process() {
+    let place = Place::new(false);
+    let second = Second {
+        place: &place,
+        said: Default::default(),
+    };
+    let config = place.config(&[("train.steps", "4")]);
+    let (outcome, _) = train::run(&config, &place.out("run"), false, &second, &Stop::new()).unwrap();
+    assert_eq!(outcome, Outcome::Finished);
+    let said = second.said.into_inner().unwrap();
+    assert_eq!(said.len(), 4);
+    assert!(
+        said.iter().all(|e| e.contains("another process is writing this run")),
+        "{said:?}"
+    );
+    place.run(&[("train.steps", "4")], "run", true).unwrap();
+}
+
 #[test]
 fn a_changed_configuration_or_changed_data_is_refused_on_resume() {
     let place = Place::new(false);

@@ -4,7 +4,7 @@
 //! directory is looks at. So a store in a bucket is begun, resumed and refused by the code that does it for directories,
 //! with the same words.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, DirBuilder, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::bucket::{Bucket, Object};
 use super::place::ObjectUrl;
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::source::hex;
 use crate::store::is_manifest;
 
@@ -26,7 +27,7 @@ pub(crate) struct Staging {
     whole: PathBuf,
     dir: PathBuf,
     /// Keeps other processes away; the system releases it when the process ends, however it ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Staging {
@@ -60,12 +61,9 @@ impl Staging {
         };
         own(&whole).map_err(io)?;
         let lock = File::create(whole.join("lock")).map_err(io)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            // A file system without locks: then it is up to the user.
-            Err(TryLockError::Error(_)) => {}
-        }
+        let Some(lock) = Lock::of_file(lock) else {
+            return Ok(None);
+        };
         let dir = whole.join("store");
         if dir.exists() {
             fs::remove_dir_all(&dir).map_err(io)?;

@@ -1,6 +1,6 @@
 //! Writing a store, and continuing one whose writer was killed.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ use super::uploads::{self, Uploads};
 use crate::atomic;
 use crate::context::{Context, RowRef};
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::objects::{Bucket, ObjectUrl, Staging};
 use crate::source::hex;
 
@@ -42,7 +43,7 @@ pub struct StoreWriter {
     open: Option<ShardWriter>,
     next_context: u64,
     /// Keeps other writers away; the system releases it when the process ends, however it ends.
-    lock: File,
+    lock: Lock,
     /// Where the store is not a directory of this machine: who sends its files.
     uploads: Option<Uploads>,
 }
@@ -196,14 +197,7 @@ impl StoreWriter {
     fn begin(dir: &Path, spec: &StoreSpec, part: Part) -> Result<Self> {
         let path = journal_path(dir, part);
         let lock = File::open(&path).map_err(Error::io(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::bad_file(dir, "another process is writing this store"));
-            }
-            // A file system without locks: then it is up to the user.
-            Err(TryLockError::Error(_)) => {}
-        }
+        let lock = Lock::of_file(lock).ok_or_else(|| Error::bad_file(dir, "another process is writing this store"))?;
         let mut writer = Self {
             dir: dir.to_owned(),
             part,

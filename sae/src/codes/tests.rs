@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use activations::lock::Lock;
 use activations::{Context, ContextBatch, ContextSource, Outcome, RowRef, Silent, Stop};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
@@ -413,6 +414,25 @@ fn dense_codes_are_one_array_that_says_its_shape_and_are_refused_where_they_are_
         names,
         ["codes.npy", "manifest.json", "rows-00000.parquet"].map(PathBuf::from)
     );
+}
+
+#[test]
+#[cfg(unix)]
+fn a_directory_that_another_process_writes_is_refused_new_or_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = Lock::of_directory(dir.path(), "these codes").unwrap();
+    for resume in [false, true] {
+        let options = CodesOptions {
+            resume,
+            ..CodesOptions::default()
+        };
+        let error = run(dir.path(), Source::new(10, 3), &options).unwrap_err().to_string();
+        assert!(error.contains("another process is writing these codes"), "{error}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    drop(lock);
+    let (outcome, _) = run(dir.path(), Source::new(10, 3), &CodesOptions::default()).unwrap();
+    assert_eq!(outcome, Outcome::Finished);
 }
 
 #[test]

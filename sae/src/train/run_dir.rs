@@ -1,9 +1,11 @@
 //! A run's directory: whose it is, how far it has come, and where things lie in it.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use activations::atomic;
+use activations::lock::Lock;
 use activations::source::MixState;
 use burn::tensor::Device;
 
@@ -27,6 +29,8 @@ pub struct RunDir {
     fingerprint: String,
     /// The last checkpoint, if there is one.
     state: Option<State>,
+    /// Held as long as the run is on its way, once its directory is there.
+    lock: OnceCell<Lock>,
 }
 
 impl RunDir {
@@ -39,17 +43,21 @@ impl RunDir {
     ///
     /// # Errors
     /// When there is a run and `resume` is false, or none and `resume` is true; when the run that is there is of
-    /// another configuration or other data, naming the differences.
+    /// another configuration or other data, naming the differences; when another process writes there.
     pub fn open(path: &Path, plan: &TrainPlan, resume: bool) -> Result<Self> {
         let mut dir = Self {
             path: path.to_owned(),
             fingerprint: plan.fingerprint.clone(),
             state: None,
+            lock: OnceCell::new(),
         };
         let there = Self::is_run(path);
         match (there, resume) {
             (false, false) => dir.refuse_dictionary()?,
-            (true, true) => dir.compare(plan)?,
+            (true, true) => {
+                dir.lock()?;
+                dir.compare(plan)?;
+            }
             (true, false) => {
                 return Err(Error::bad_file(
                     path,
@@ -80,10 +88,19 @@ impl RunDir {
     /// Makes the directory that of a run of `plan`, once nothing can be refused any more.
     pub fn begin(&self, plan: &TrainPlan) -> Result<()> {
         fs::create_dir_all(&self.path).map_err(Error::io(&self.path))?;
+        self.lock()?;
         Ok(atomic::write(
             &self.path.join(RUN_TOML),
             plan.config.to_toml()?.as_bytes(),
         )?)
+    }
+
+    /// Refuses a second process that writes here.
+    fn lock(&self) -> Result<()> {
+        if self.lock.get().is_none() {
+            let _ = self.lock.set(Lock::of_directory(&self.path, "this run")?);
+        }
+        Ok(())
     }
 
     fn compare(&mut self, plan: &TrainPlan) -> Result<()> {

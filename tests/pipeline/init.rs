@@ -118,3 +118,32 @@ fn what_is_gone_on_from_is_said_before_the_run_and_what_does_not_fit_is_refused(
         (&"TopK(4)".into(), &"TopK(8)".into())
     );
 }
+
+#[test]
+fn crosscoders_and_transcoders_go_on_with_their_hooks_as_what_they_are() {
+    let place = Place::new();
+    let hooks = ["blocks.1.hook_resid_post", HOOK];
+    let line = format!("--hook {} --hook {}", hooks[0], hooks[1]);
+    place.json(&format!(
+        "harvest --model MODEL --text TEXT {line} --tokens 6k --out acts --json"
+    ));
+    for (shape, line) in [
+        ("crosscoder", line),
+        ("transcoder", format!("--hook {} --target {}", hooks[0], hooks[1])),
+    ] {
+        let old = place.json(&format!(
+            "train --acts acts {line} --out {shape} --set sae.d_sae=64 --set sae.k=4 --set train.steps=60 {SMALL}"
+        ));
+        // A step that does not move.
+        let still = place.json(&format!(
+            "train --acts acts --init {shape} --out still-{shape} --set train.steps=1 --set train.lr=1e-30 --set \
+             train.warmup_steps=0 {SMALL}"
+        ));
+        let [was, is] = [&old, &still].map(|run| run["held_out"]["fvu"].as_f64().unwrap());
+        assert!((was - is).abs() < 1e-5, "{shape}: {was} {is}");
+        let facts = place.json(&format!("inspect still-{shape} --json"));
+        assert_eq!(facts["shape"], shape);
+        let named = format!("{} {}", facts["reads"], facts["writes"]);
+        assert!(hooks.iter().all(|hook| named.contains(hook)), "{named}");
+    }
+}

@@ -10,6 +10,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::TrainPlan;
 use super::start::{Start, random_directions};
+use crate::code::to_host;
 use crate::dictionary::Sae;
 use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
@@ -21,15 +22,20 @@ const ENCODER_SEED: u64 = 0x656e_636f_6465;
 const ADDED_SEED: u64 = 0x6164_6465_6421;
 /// Length of the encoder's rows of these.
 const ADDED_LENGTH: f32 = 0.03;
+/// Rows of the sample that the length of a new encoder's rows is fitted on.
+const FITTED_ROWS: usize = 1024;
 
 /// The parameters before the first step of `plan`, for scaled activations, those of gates apart; on the plain `device`.
+/// `sample: [n, width]` are raw rows.
 ///
 /// # Errors
-/// When the dictionary that is gone on from cannot be loaded any more.
-pub fn parameters(plan: &TrainPlan, start: &Start, device: &Device) -> Result<(Sae, Option<Gate>)> {
+/// When the dictionary that is gone on from cannot be loaded any more; what the device says.
+pub fn parameters(plan: &TrainPlan, start: &Start, sample: &[f32], device: &Device) -> Result<(Sae, Option<Gate>)> {
     let seed = plan.config.train.seed;
     let Some(going_on) = &plan.going_on else {
-        return Ok(random(plan, start, plan.d_sae, seed, device));
+        let (sae, gate) = random(plan, start, plan.d_sae, seed, device);
+        let length = fitted_length(&sae, plan, start, sample, device)?;
+        return Ok((sae.map_encoder(|w_enc, b_enc| (w_enc * length, b_enc)), gate));
     };
     let loaded = going_on.load(device)?.with_b_dec_applied(plan.sides.same());
     let (old, gate) = trainable(loaded.unfold_scales(&start.scales).with_unit_rows(), plan, device);
@@ -60,7 +66,7 @@ pub fn parameters(plan: &TrainPlan, start: &Start, device: &Device) -> Result<(S
     Ok((sae, gate))
 }
 
-/// Of a run that begins from nothing: a random decoder with unit rows, the encoder its transpose, `b_dec` the middle of what
+/// Of a run that begins from nothing: a random decoder with unit rows, the encoder its transpose, later times a length, `b_dec` the middle of what
 /// is written. Where that is not what is read, the encoder's rows are random as well, and its bias is what makes
 /// pre-activations 0 in the middle of what is read. Steps of their own parameters begin alike. A skip connection starts at 0.
 fn random(plan: &TrainPlan, start: &Start, d_sae: usize, seed: u64, device: &Device) -> (Sae, Option<Gate>) {
@@ -101,6 +107,51 @@ fn random(plan: &TrainPlan, start: &Start, d_sae: usize, seed: u64, device: &Dev
         b_mag: Tensor::zeros([d_sae], device),
     });
     (sae, gate)
+}
+
+/// How long the rows of a new encoder are to be, in place of 1, so that reconstructions are as near as they can be.
+///
+/// The directions that win for an activation all point its way, so they overlap, and a sum of projections on them is too
+/// long: on a language model's activations by two to three times, which a run would spend its first hundreds of steps on. By
+/// least squares the length is `x . r / r . r` over a sample, with `r` what rows of length 1 reconstruct. It is fitted where
+/// the encoder is one product and a budget decides who fires, so that the winners are the same at every length; elsewhere it
+/// stays 1.
+fn fitted_length(sae: &Sae, plan: &TrainPlan, start: &Start, sample: &[f32], device: &Device) -> Result<f32> {
+    let Sparsifier {
+        score,
+        allocation,
+        encoder,
+        ..
+    } = sae.sparsifier;
+    let budget = match allocation {
+        Allocation::PerToken { .. } | Allocation::PerBatch { .. } => sae.sparsifier,
+        // Which begins as a budget of the batch, or with latents that are all alike.
+        Allocation::PerLatent { k } => Sparsifier::new(score, Allocation::PerBatch { k }),
+        Allocation::All | Allocation::Gate | Allocation::Threshold => return Ok(1.0),
+    };
+    if !plan.sides.same() || plan.config.is_tied() || !encoder.is_linear() {
+        return Ok(1.0);
+    }
+    let rows = sample.len() / plan.sides.width();
+    let rows = sample[..rows.min(FITTED_ROWS) * plan.sides.width()].to_vec();
+    let (x, _) = plan.sides.tensors(rows, device);
+    let x = start.scales.scale_read(x);
+    let sae = Sae {
+        sparsifier: budget,
+        ..sae.clone()
+    };
+    let code = sae.encode(x.clone())?;
+    let middle: Tensor<2> = sae.b_dec.clone().unsqueeze();
+    let recon: Vec<f32> = to_host((sae.decode(&code) - middle.clone()).try_into_data())?;
+    let x: Vec<f32> = to_host((x - middle).try_into_data())?;
+    let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum() };
+    let length = (dot(&x, &recon) / dot(&recon, &recon)) as f32;
+    // Rows that are all in the middle have no reconstruction to fit.
+    Ok(if length.is_finite() && length > 0.0 {
+        length
+    } else {
+        1.0
+    })
 }
 
 /// A loaded dictionary with the parameters that the method of `plan` trains: thresholds where it learns them, gates that open

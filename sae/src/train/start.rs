@@ -1,7 +1,7 @@
 //! Where training starts: a sample of the data says how large activations are and where their middle is, and the
 //! decoder is random.
 //!
-//! The encoder starts as the decoder's transpose: a latent then reads what it writes. Where it writes something else, both
+//! The encoder starts as the decoder's transpose, at the length that fits the sample: a latent then reads what it writes. Where it writes something else, both
 //! are random, and the encoder's bias makes up for the middle of what is read, which is not subtracted there.
 
 use std::ops::Range;

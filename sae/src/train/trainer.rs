@@ -107,7 +107,7 @@ impl Trainer {
     /// When there is nothing to learn from the sample, or the dictionary that is gone on from cannot be loaded.
     pub fn start(plan: &TrainPlan, sample: &[f32], device: &Device) -> Result<Self> {
         let start = Start::measure(sample, &plan.sides, &plan.source, plan.config.train.b_dec_init)?;
-        let (sae, gate) = parameters(plan, &start, device)?;
+        let (sae, gate) = parameters(plan, &start, sample, device)?;
         let (d_in, d_out, d_sae) = (plan.d_in(), plan.d_out(), plan.d_sae);
         let learned = plan.config.learns_thresholds();
         let optimizer = Optimizer {

@@ -137,6 +137,63 @@ impl Firing {
     }
 }
 
+/// The shares of latents at which [`Densities`] has its quantiles.
+pub const DENSITY_QUANTILES: [f64; 9] = [0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0];
+
+/// Bins of [`Densities::histogram`]: quarter decades from 10^-6 to 1.
+const DENSITY_BINS: usize = 24;
+/// Lower bounds within a decade: 10^(0/4), 10^(1/4), 10^(2/4), 10^(3/4). Written out, so that no logarithm decides.
+const QUARTERS: [f64; 4] = [
+    1.0,
+    1.778_279_410_038_922_8,
+    3.162_277_660_168_379_5,
+    5.623_413_251_903_491,
+];
+
+/// How densities lie over the latents of a dictionary. A latent's density is the share of tokens for which it fires.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Densities {
+    /// Densities at [`DENSITY_QUANTILES`], latents that never fired among them; between two latents on the line between
+    /// their densities, as NumPy's `quantile` has it.
+    pub quantiles: [f64; 9],
+    /// Latents that never fired.
+    pub never: u64,
+    /// Latents that fired, in 24 bins of a quarter of a decade: bin `i` is of densities from `10^(i/4 - 6)`, which it
+    /// includes, to `10^((i+1)/4 - 6)`. The first also has those below it, the last those of 1.
+    pub histogram: Vec<u64>,
+}
+
+impl Firing {
+    /// How the densities lie. `None` of an empty set.
+    pub fn densities(&self) -> Option<Densities> {
+        if self.tokens == 0 || self.counts.is_empty() {
+            return None;
+        }
+        let mut counts = self.counts.clone();
+        counts.sort_unstable();
+        let density = |count: u64| count as f64 / self.tokens as f64;
+        let quantile = |share: f64| {
+            let at = share * (counts.len() - 1) as f64;
+            let (low, high) = (counts[at.floor() as usize], counts[at.ceil() as usize]);
+            let (low, high) = (density(low), density(high));
+            low + (high - low) * at.fract()
+        };
+        let edges: Vec<f64> = (1..DENSITY_BINS)
+            .map(|i| QUARTERS[i % 4] / 10f64.powi(6 - (i / 4) as i32))
+            .collect();
+        let never = counts.partition_point(|&n| n == 0);
+        let mut histogram = vec![0; DENSITY_BINS];
+        for &count in &counts[never..] {
+            histogram[edges.partition_point(|&edge| edge <= density(count))] += 1;
+        }
+        Some(Densities {
+            quantiles: DENSITY_QUANTILES.map(quantile),
+            never: never as u64,
+            histogram,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,5 +232,36 @@ mod tests {
         assert_eq!(firing.l0(), Some(1.5));
         assert_eq!(firing.dead_share(), Some(0.5));
         assert_eq!(Firing::new(4).l0(), None);
+    }
+
+    #[test]
+    fn densities_are_counted_in_quarter_decades_and_their_quantiles_are_interpolated() {
+        // Of 1000 tokens: never, 1 (10^-3, the bound of a bin), 2, 177 and 178 (on both sides of 10^-0.75), 1000.
+        let counts = [0, 1000, 178, 1, 177, 2];
+        let mut firing = Firing::new(counts.len());
+        for (latent, n) in counts.into_iter().enumerate() {
+            firing.add(n, &vec![latent as i32; n], &vec![1.0; n]);
+        }
+        firing.tokens = 1000;
+        let densities = firing.densities().unwrap();
+        let mut expected = vec![0; 24];
+        for bin in [12, 13, 20, 21, 23] {
+            expected[bin] += 1;
+        }
+        assert_eq!((densities.never, &densities.histogram), (1, &expected));
+        // In order 0, 0.001, 0.002, 0.177, 0.178, 1: the median lies between the third and the fourth.
+        let of = |share: f64| densities.quantiles[DENSITY_QUANTILES.iter().position(|&q| q == share).unwrap()];
+        assert_eq!((of(0.0), of(1.0)), (0.0, 1.0));
+        assert!((of(0.5) - 0.0895).abs() < 1e-15 && (of(0.25) - 0.00125).abs() < 1e-15);
+        assert_eq!(Firing::new(4).densities(), None);
+    }
+
+    #[test]
+    fn what_fires_less_than_once_in_a_million_is_in_the_first_bin() {
+        let mut firing = Firing::new(2);
+        firing.add(10_000_000, &[0], &[-1.0]);
+        let densities = firing.densities().unwrap();
+        assert_eq!((densities.never, densities.histogram[0]), (1, 1));
+        assert_eq!(densities.histogram.iter().sum::<u64>(), 1);
     }
 }

@@ -309,7 +309,7 @@ fn the_plan_fills_every_gap_and_its_run_toml_says_so() {
 #[test]
 fn the_log_holds_every_part_and_nothing_of_the_clock() {
     let place = Place::new(false);
-    place
+    let summary = place
         .run(
             &[("train.steps", "40"), ("train.dead_after_tokens", "256")],
             "run",
@@ -328,6 +328,21 @@ fn the_log_holds_every_part_and_nothing_of_the_clock() {
         "{last}"
     );
     assert!(lines.iter().any(|l| l["parts"]["aux_k"].is_number()));
+    // Densities are there where held-out rows were measured, and account for every latent.
+    for line in &lines {
+        assert_eq!(line["density"].is_object(), line["held_out"].is_object(), "{line}");
+    }
+    let density = &last["density"];
+    let fired: u64 = density["histogram"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_u64().unwrap())
+        .sum();
+    let (never, d_sae) = (density["never"].as_u64().unwrap() as f64, summary.d_sae as f64);
+    assert_eq!(fired as f64 + never, d_sae);
+    assert_eq!(last["held_out"]["dead_share"].as_f64().unwrap(), never / d_sae);
+    assert_eq!(density["quantiles"].as_array().unwrap().len(), 9);
     assert!(!log.contains("second"));
     let timings = fs::read_to_string(place.out("run/timings.jsonl")).unwrap();
     assert!(timings.lines().count() == 40 && timings.contains("tokens_per_second"));

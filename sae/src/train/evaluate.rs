@@ -13,7 +13,7 @@ use crate::bilinear::Bilinear;
 use crate::code::to_host;
 use crate::dictionary::{Calibration, HeldOut, Sae};
 use crate::error::{Error, Result};
-use crate::metrics::{Firing, Quality};
+use crate::metrics::{Densities, Firing, Quality};
 
 /// Rows measured at a time; the result does not depend on it.
 const ROWS: u64 = 4096;
@@ -56,12 +56,19 @@ pub fn inference(trainer: &Trainer, input: &Input, plan: &TrainPlan) -> Result<(
     })
 }
 
-/// Measures `sae`, which takes raw activations, on the whole held-out set: all in all, and where several places are
-/// written, the FVU of each by its hook.
+/// What was measured of a sparse dictionary on the held-out rows.
+pub struct Evaluation {
+    pub held_out: HeldOut,
+    /// The FVU of each hook, where several are written.
+    pub fvu_by_hook: BTreeMap<String, f64>,
+    pub density: Option<Densities>,
+}
+
+/// Measures `sae`, which takes raw activations, on the whole held-out set.
 ///
 /// # Errors
 /// What reading gives; [`Error::Invalid`] when all held-out rows are equal, so that there is no variance to explain.
-pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<(HeldOut, BTreeMap<String, f64>)> {
+pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<Evaluation> {
     let sides = input.sides();
     let (mut quality, mut firing) = (Quality::new(sides.written.width()), Firing::new(plan.d_sae));
     let mut of_places = places(&sides.written);
@@ -91,14 +98,18 @@ pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<(HeldOut, 
         let fvu = of_some(quality.fvu())?;
         Ok((place.places[0].name().to_owned(), fvu))
     });
-    let by_hook = by_hook.collect::<Result<_>>()?;
+    let fvu_by_hook = by_hook.collect::<Result<_>>()?;
     let held_out = HeldOut {
         rows: quality.rows(),
         fvu: of_some(quality.fvu())?,
         l0: of_some(firing.l0())?,
         dead_share: of_some(firing.dead_share())?,
     };
-    Ok((held_out, by_hook))
+    Ok(Evaluation {
+        held_out,
+        fvu_by_hook,
+        density: firing.densities(),
+    })
 }
 
 /// Measures how well products `x x^T`, with `x` of length 1, are reconstructed on the whole held-out set. The FVU's best

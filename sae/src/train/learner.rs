@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
+use super::evaluate::Evaluation;
 use super::input::Input;
 use super::quadratic::Quadratic;
 use super::trainer::{Step, Trainer};
@@ -12,6 +13,7 @@ use super::{TrainPlan, evaluate};
 use crate::bilinear::{Bilinear, BilinearCard};
 use crate::dictionary::{Calibration, DictionaryCard, HeldOut, Place, Sae};
 use crate::error::Result;
+use crate::metrics::Densities;
 
 /// What is trained.
 pub enum Learner {
@@ -36,6 +38,8 @@ pub struct Measured {
     pub held_out: HeldOut,
     /// The FVU of each hook, where several are written.
     pub fvu_by_hook: BTreeMap<String, f64>,
+    /// How densities lie over the latents, where they are not all 1.
+    pub density: Option<Densities>,
 }
 
 impl Learner {
@@ -88,12 +92,17 @@ impl Learner {
         match self {
             Self::Sparse(trainer) => {
                 let (sae, calibration) = evaluate::inference(trainer, input, plan)?;
-                let (held_out, fvu_by_hook) = evaluate::held_out(&sae, input, plan)?;
+                let Evaluation {
+                    held_out,
+                    fvu_by_hook,
+                    density,
+                } = evaluate::held_out(&sae, input, plan)?;
                 Ok(Measured {
                     trained: Trained::Sparse(Box::new(sae)),
                     calibration,
                     held_out,
                     fvu_by_hook,
+                    density,
                 })
             }
             Self::Bilinear(quadratic) => {
@@ -104,6 +113,7 @@ impl Learner {
                     calibration: None,
                     held_out,
                     fvu_by_hook: BTreeMap::new(),
+                    density: None,
                 })
             }
         }

@@ -14,6 +14,7 @@ use super::TrainPlan;
 use super::trainer::Step;
 use crate::dictionary::HeldOut;
 use crate::error::{Error, Result};
+use crate::metrics::Densities;
 
 /// What is measured in training.
 pub const METRICS: &str = "metrics.jsonl";
@@ -45,6 +46,9 @@ pub struct Line {
     /// The FVU of each hook, where several are written.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fvu_by_hook: BTreeMap<String, f64>,
+    /// How densities lie over the latents on the held-out rows; absent of a bilinear autoencoder, whose latents always fire.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub density: Option<Densities>,
 }
 
 impl Line {
@@ -61,6 +65,7 @@ impl Line {
             dead_share: step.dead_share,
             held_out,
             fvu_by_hook: BTreeMap::new(),
+            density: None,
         }
     }
 }
@@ -84,6 +89,11 @@ impl Timing {
             seconds,
             tokens_per_second: (done * plan.batch as u64) as f64 / seconds.max(1e-9),
         }
+    }
+
+    /// Tokens seen.
+    pub(super) fn tokens(&self) -> f64 {
+        self.tokens_per_second * self.seconds
     }
 }
 

@@ -82,11 +82,12 @@ impl<'a> Member<'a> {
         }
         let done = self.done();
         let due = |every: u64| done.is_multiple_of(every) || done == plan.steps;
-        let mut fvu_by_hook = BTreeMap::new();
+        let (mut fvu_by_hook, mut density) = (BTreeMap::new(), None);
         if due(plan.eval_every) {
             let measured = self.learner.measure(input, self.plan)?;
             self.held_out = Some(measured.held_out);
             fvu_by_hook.clone_from(&measured.fvu_by_hook);
+            density.clone_from(&measured.density);
             // Kept for the end alone: it shares the parameters, which are updated in place while nobody does.
             self.last = Some(measured).filter(|_| done == plan.steps);
         }
@@ -94,7 +95,11 @@ impl<'a> Member<'a> {
             let measured = self.held_out.filter(|_| due(plan.eval_every));
             self.note = self.describe(&step);
             let line = Line::new(&step, done, plan, now.reader.epoch, measured);
-            self.log.metrics(&Line { fvu_by_hook, ..line })?;
+            self.log.metrics(&Line {
+                fvu_by_hook,
+                density,
+                ..line
+            })?;
             self.log.timing(&Timing::new(done, plan, now.seconds))?;
         }
         if due(plan.eval_every) {
@@ -126,6 +131,7 @@ impl<'a> Member<'a> {
             calibration,
             held_out,
             fvu_by_hook,
+            ..
         } = measured;
         let plan = self.plan;
         trained.save(&self.out, plan, input, calibration, held_out)?;

@@ -364,8 +364,9 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
         threshold: None,
         sparsifier: Sparsifier::top_k(2),
     };
-    let (measured, by_hook) = evaluate::held_out(&sae, &input, &plan).unwrap();
-    assert!(by_hook.is_empty());
+    let evaluation = evaluate::held_out(&sae, &input, &plan).unwrap();
+    assert!(evaluation.fvu_by_hook.is_empty());
+    let measured = evaluation.held_out;
     assert!((measured.fvu - 1.0).abs() < 1e-5, "{}", measured.fvu);
     assert_eq!((measured.rows, measured.l0, measured.dead_share), (40, 0.0, 1.0));
 }

@@ -1,4 +1,4 @@
-//! `sae serve`: the feature browser over one or several indexes.
+//! `sae serve`: feature indexes, or training runs while they train, in a web browser.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -8,17 +8,20 @@ use anyhow::Context;
 
 use crate::say;
 
-/// Browse feature indexes in a web browser
+/// Browse feature indexes, or watch training runs, in a web browser
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   sae serve features/
   sae serve features-a/ features-b/ --port 8000
+  sae serve runs/a                          # a training run, while it trains and afterwards
+  sae serve runs/                           # all runs below a directory, a grid's among them
   sae serve features/ --host 0.0.0.0        # reachable from other machines: no password protects it")]
 pub struct Args {
-    /// Directories made by `sae features`; the first is shown first
+    /// Directories made by `sae features`, of which the first is shown first; or directories of runs of `sae train`, of grids,
+    /// or with runs in them
     #[arg(required = true, value_name = "DIR")]
-    indexes: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
     #[command(flatten)]
     listen: Listen,
 }
@@ -50,18 +53,18 @@ impl Listen {
 
 /// Serves until Ctrl-C.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    serve(args.indexes, &args.listen)
+    serve(args.directories, &args.listen)
 }
 
-/// Serves `indexes` until Ctrl-C; prints the address once the server answers.
-pub fn serve(indexes: Vec<PathBuf>, listen: &Listen) -> anyhow::Result<ExitCode> {
+/// Serves `directories` until Ctrl-C; prints the address once the server answers.
+pub fn serve(directories: Vec<PathBuf>, listen: &Listen) -> anyhow::Result<ExitCode> {
     let options = viewer::Options {
         host: listen.host.clone(),
         port: listen.port,
     };
-    viewer::serve(indexes, options, |address| {
+    viewer::serve(directories, options, |address| {
         say!("browse at {address}   (Ctrl-C ends)");
     })
-    .context("serving the feature browser")?;
+    .context("serving pages")?;
     Ok(ExitCode::SUCCESS)
 }

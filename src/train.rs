@@ -289,6 +289,7 @@ fn train_grid(
             limits::duration(seconds)
         );
     }
+    eprintln!("watch it: sae serve {}", out.display());
     // What an earlier call copied already has its place.
     let copied = training.copied_bytes(out).min(plan.copy_bytes);
     limits::check(out, disk - copied, memory)?;

@@ -22,6 +22,7 @@ mod curves;
 mod dead;
 mod density;
 mod evaluate;
+pub mod follow;
 mod init;
 mod initial;
 mod input;

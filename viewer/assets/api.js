@@ -43,5 +43,11 @@ export const indexes = remember(1, () => get('/api/indexes'));
 /** The statistics of all features, as columns. */
 export const summaries = remember(4, (id) => get(`/api/indexes/${encodeURIComponent(id)}/summaries`));
 
+/** Every training run as it is now; never kept. */
+export const runs = () => get('/api/runs');
+
+/** A training run as it is now, with the lines of its log from a number of bytes on. */
+export const run = (id, from) => get(`/api/runs/${encodeURIComponent(id)}?from=${from}`);
+
 /** Everything about one feature. */
 export const feature = remember(64, (id, n) => get(`/api/indexes/${encodeURIComponent(id)}/features/${n}`));

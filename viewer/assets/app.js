@@ -5,6 +5,8 @@ import { atlas } from './atlas.js';
 import { h } from './dom.js';
 import { feature } from './feature.js';
 import * as help from './help.js';
+import { run } from './run.js';
+import { overview } from './runs.js';
 import { search } from './search.js';
 import { hide } from './tooltip.js';
 
@@ -76,7 +78,19 @@ async function draw({ from } = {}) {
   main.dataset.ready = location.pathname + location.search;
 }
 
+/** Where runs are served instead of indexes: one, or the list of them. */
+async function findRun(path, signal) {
+  const runs = await api.runs();
+  const id = path === '/' && runs.length === 1 ? runs[0].id : /^\/run\/([a-z0-9-]{1,80})$/.exec(path)?.[1];
+  if (path === '/' && id === undefined) return overview({ runs, signal });
+  if (id === undefined) return missing('There is nothing here', 'The address may have been mistyped.');
+  const known = runs.some((one) => one.id === id);
+  if (!known) return missing('There is no such run', 'It may have been removed, or served under another name.');
+  return run({ id, several: runs.length > 1, signal });
+}
+
 async function find(path, parameters, signal) {
+  if (indexes.length === 0) return findRun(path, signal);
   if (!current) return missing('There is no such index', 'It may be served under another name now.');
   const tools = { index: current, parameters, go, link, signal, kept };
   if (path === '/') return atlas(tools);
@@ -93,7 +107,7 @@ function missing(title, text) {
   return {
     title,
     view: h('section', { class: 'missing' }, h('h1', null, title), h('p', { class: 'soft' }, text),
-      h('p', null, h('a', { class: 'button', href: '/' }, 'To the atlas'))),
+      h('p', null, h('a', { class: 'button', href: '/' }, indexes.length === 0 ? 'To the runs' : 'To the atlas'))),
   };
 }
 
@@ -110,6 +124,8 @@ function failure(error) {
 /** Names the open index in the bar; a choice where there are several. */
 function nameIndexes() {
   const slot = document.getElementById('bar-index');
+  // Searched are features.
+  document.getElementById('search').hidden = indexes.length === 0;
   document.getElementById('home').href = link('/', new URLSearchParams());
   if (indexes.length < 2) return slot.replaceChildren();
   slot.replaceChildren(h('select', {

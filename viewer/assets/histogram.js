@@ -11,19 +11,27 @@ const PAD = { left: 36, right: 8, top: 8, bottom: 24 };
 const edge = (bins, i) => 2 ** (bins.log2_start + i * bins.log2_width);
 
 /** The bins that hold something, with their magnitudes. */
-function filled(bins) {
+function filled(bins, whole) {
   const list = bins.counts.map((n, i) => ({ n, low: edge(bins, i), high: edge(bins, i + 1) }));
   const first = list.findIndex((b) => b.n > 0);
   const last = list.findLastIndex((b) => b.n > 0);
-  return first < 0 ? [] : list.slice(first, last + 1);
+  if (first < 0) return [];
+  return whole ? list : list.slice(first, last + 1);
 }
 
-export function histogram(detail) {
+/** What is counted, and how to say it: the values of a feature's active tokens, unless told otherwise. */
+const tokens = (detail) => ({
+  one: 'token', many: 'tokens', whole: false, empty: 'No values: the feature was never active.',
+  label: `Values of ${count(detail.n_active ?? 0)} active tokens, from ${value(detail.min)} to ${value(detail.max)}, in bins of equal width on a log scale`,
+});
+
+/** `whole`: draw every bin, so that pictures of the same bins have the same axis. */
+export function histogram(detail, { one, many, whole, empty, label } = tokens(detail)) {
   const poles = [
-    { sign: -1, bins: filled(detail.negative) },
-    { sign: 1, bins: filled(detail.positive) },
+    { sign: -1, bins: filled(detail.negative, whole) },
+    { sign: 1, bins: filled(detail.positive, whole) },
   ].filter((pole) => pole.bins.length > 0);
-  if (poles.length === 0) return h('p', { class: 'empty' }, 'No values: the feature was never active.');
+  if (poles.length === 0) return h('p', { class: 'empty' }, empty);
 
   const most = Math.max(...poles.flatMap((pole) => pole.bins.map((b) => b.n)));
   const octaves = poles.map(({ bins }) => Math.log2(bins.at(-1).high / bins[0].low) || 1);
@@ -35,7 +43,7 @@ export function histogram(detail) {
 
   const picture = svg('svg', {
     viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: 'histogram', role: 'img',
-    'aria-label': `Values of ${count(detail.n_active)} active tokens, from ${value(detail.min)} to ${value(detail.max)}, in bins of equal width on a log scale`,
+    'aria-label': label,
   });
   for (let n = 1; n <= most; n *= 10) {
     if (n > 1 && n * 10 <= most && Math.log10(most) > 5 && Math.log10(n) % 2 !== 0) continue;
@@ -58,7 +66,7 @@ export function histogram(detail) {
       });
       const ends = sign > 0 ? [bin.low, bin.high] : [-bin.high, -bin.low];
       picture.append(explain(bar, () => [
-        h('strong', null, `${count(bin.n)} token${bin.n === 1 ? '' : 's'}`),
+        h('strong', null, `${count(bin.n)} ${bin.n === 1 ? one : many}`),
         h('div', { class: 'soft' }, `${value(ends[0])} to ${value(ends[1])}`),
       ]));
     }

@@ -17,7 +17,7 @@ use crate::state::{Served, State};
 /// How long a request waits for its turn to read before it is told to come again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-type Answer = Result<Response, Problem>;
+pub type Answer = Result<Response, Problem>;
 
 #[derive(Serialize)]
 struct Listed<'a> {
@@ -89,6 +89,6 @@ fn find<'a>(state: &'a State, id: &str) -> Result<&'a Arc<Served>, Problem> {
         .ok_or_else(|| Problem::not_found("there is no such index; /api/indexes lists those there are"))
 }
 
-fn malformed(_: PathRejection) -> Problem {
+pub fn malformed(_: PathRejection) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "the address is not valid UTF-8")
 }

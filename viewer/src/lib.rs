@@ -1,4 +1,4 @@
-//! The feature browser: a router over feature indexes, with every page embedded in the binary.
+//! The browser of feature indexes and of training runs: a router with every page embedded in the binary.
 //!
 //! The one decision: **the server answers with data and the page draws it.** Pages are static files, compiled in; an
 //! index speaks only through `/api/...`, as JSON, and reaches the document only as `textContent`. So there is no
@@ -7,12 +7,15 @@
 //!
 //! | address | what |
 //! |---|---|
-//! | `/` | the atlas: every feature of an index |
+//! | `/` | the atlas: every feature of an index; of runs, the run or a list of them |
 //! | `/feature/{n}` | one feature |
+//! | `/run/{id}` | one training run, while it trains and afterwards |
 //! | `/assets/{name}` | style sheet, modules, icon |
 //! | `/api/indexes` | every index: its id and its manifest |
 //! | `/api/indexes/{id}/summaries` | the statistics of all features, as columns |
 //! | `/api/indexes/{id}/features/{n}` | everything that a feature's page shows |
+//! | `/api/runs` | every run: its id, configuration and progress |
+//! | `/api/runs/{id}?from={byte}` | the same of one, with the lines of its log from there on |
 //!
 //! ```no_run
 //! # fn main() -> viewer::Result<()> {
@@ -25,12 +28,14 @@ mod assets;
 mod detail;
 mod guard;
 mod reply;
+mod runs;
 mod serve;
 mod state;
 mod summaries;
 mod text;
 
 use std::io;
+use std::path::PathBuf;
 
 pub use serve::{Options, router, serve};
 pub use state::State;
@@ -42,8 +47,30 @@ pub enum Error {
     #[error(transparent)]
     Index(#[from] sae::Error),
     /// There is nothing to serve.
-    #[error("no feature index was given: name at least one directory made by `sae features`")]
+    #[error("nothing to serve: name a directory made by `sae features`, or by `sae train`")]
     NoIndex,
+    /// A directory holds neither.
+    #[error(
+        "{}: is not a feature index (no manifest.json: `sae features` makes one), nor a training run, a grid or a directory of \
+         runs (no run.toml: `sae train` writes it when the first step is near)",
+        path.display()
+    )]
+    Neither {
+        /// As it was given.
+        path: PathBuf,
+    },
+    /// Indexes and runs have pages of their own.
+    #[error(
+        "{} is a training run and {} a feature index: serve them apart, the second with another --port",
+        run.display(),
+        index.display()
+    )]
+    Both {
+        /// A run, a grid or a directory of runs.
+        run: PathBuf,
+        /// A feature index.
+        index: PathBuf,
+    },
     /// Another program listens there.
     #[error(
         "port {port} of {host} is taken, perhaps by another `sae serve`; choose another with --port \

@@ -15,7 +15,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use crate::state::{Hosts, State};
-use crate::{Error, Result, api, assets, guard};
+use crate::{Error, Result, api, assets, guard, runs};
 
 /// How long requests in progress may take to end after Ctrl-C.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -24,7 +24,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Options {
     /// An address of this machine, or a name that resolves to one. Beyond loopback everyone who can reach the machine
-    /// can read the indexes.
+    /// can read what is served.
     pub host: String,
     /// A port; 0 takes any that is free.
     pub port: u16,
@@ -40,12 +40,12 @@ impl Default for Options {
     }
 }
 
-/// Serves the indexes until Ctrl-C (or a request to terminate), then returns. `on_ready` is called once, with the
+/// Serves feature indexes, or training runs, until Ctrl-C (or a request to terminate), then returns. `on_ready` is called once, with the
 /// address to open, when requests are answered.
 ///
 /// # Errors
-/// If an index cannot be read, the port is taken, or the host is no address of this machine.
-pub fn serve(indexes: Vec<PathBuf>, options: Options, on_ready: impl FnOnce(&str)) -> Result<()> {
+/// If a directory is neither an index nor a run, or cannot be read; if the port is taken, or the host is no address of this machine.
+pub fn serve(directories: Vec<PathBuf>, options: Options, on_ready: impl FnOnce(&str)) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -55,7 +55,7 @@ pub fn serve(indexes: Vec<PathBuf>, options: Options, on_ready: impl FnOnce(&str
         // The port first: with it taken there is no point in reading an index.
         let listener = listen(&options).await?;
         let address = listener.local_addr().map_err(Error::Server)?;
-        let state = State::open_for(&indexes, hosts(&options.host, address.ip()))?;
+        let state = State::open_for(&directories, hosts(&options.host, address.ip()))?;
         let ended = stopped()?;
         on_ready(&url(&options.host, address.ip(), address.port()));
         let (farewell, said) = tokio::sync::oneshot::channel::<()>();
@@ -73,15 +73,18 @@ pub fn serve(indexes: Vec<PathBuf>, options: Options, on_ready: impl FnOnce(&str
     served
 }
 
-/// The routes over open indexes: what [`serve`] serves, without a socket.
+/// The routes over what is open: what [`serve`] serves, without a socket.
 pub fn router(state: State) -> Router {
     Router::new()
         .route("/", get(assets::page))
         .route("/feature/{feature}", get(feature_page))
+        .route("/run/{id}", get(runs::page))
         .route("/assets/{name}", get(assets::asset))
         .route("/api/indexes", get(api::indexes))
         .route("/api/indexes/{id}/summaries", get(api::summaries))
         .route("/api/indexes/{id}/features/{feature}", get(api::feature))
+        .route("/api/runs", get(runs::list))
+        .route("/api/runs/{id}", get(runs::run))
         .route("/api/{*rest}", get(api::unknown))
         .fallback(not_found)
         .layer(from_fn_with_state(state.clone(), guard::guard))
@@ -97,7 +100,7 @@ async fn feature_page(Extract(state): Extract<State>, Path(number): Path<String>
 }
 
 /// The page says kindly that there is nothing here.
-async fn not_found() -> Response {
+pub async fn not_found() -> Response {
     let mut response = assets::page(HeaderMap::new()).await;
     *response.status_mut() = StatusCode::NOT_FOUND;
     response.into_response()

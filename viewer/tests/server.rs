@@ -86,7 +86,10 @@ fn without_an_index_or_with_a_wrong_one_nothing_is_served() {
         panic!("ready")
     })
     .unwrap_err();
-    assert!(error.to_string().contains("not a feature index"), "{error}");
+    assert!(
+        error.to_string().contains("not a feature index") && error.to_string().contains("run.toml"),
+        "{error}"
+    );
     let missing = empty.path().join("nowhere");
     let error = serve(vec![missing], options("127.0.0.1", 0), |_| panic!("ready")).unwrap_err();
     assert!(error.to_string().contains("sae features"), "{error}");

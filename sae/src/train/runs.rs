@@ -72,14 +72,22 @@ pub struct Run {
 /// # Errors
 /// When the directory itself cannot be read. What is wrong with a run is said of that run.
 pub fn list(dir: &Path) -> Result<Vec<Run>> {
+    Ok(find(dir)?.iter().map(|path| look(path)).collect())
+}
+
+/// The directories of the runs in `dir`, or `dir` itself where it is one, in order.
+///
+/// # Errors
+/// When the directory itself cannot be read.
+pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
     if dir.join(RUN_TOML).exists() {
-        return Ok(vec![look(dir)]);
+        return Ok(vec![dir.to_owned()]);
     }
     let mut found = Vec::new();
     fs::read_dir(dir).map_err(Error::io(dir))?;
     search(dir, DEPTH, &mut found);
     found.sort();
-    Ok(found.iter().map(|path| look(path)).collect())
+    Ok(found)
 }
 
 /// Adds the directories below `dir` that hold a run. Those that may not be read hold none that could be shown.
@@ -152,7 +160,7 @@ fn fill(run: &mut Run, dir: &Path) -> Result<()> {
 }
 
 /// The summary, if the run is finished.
-fn summary(dir: &Path) -> Result<Option<RunSummary>> {
+pub(super) fn summary(dir: &Path) -> Result<Option<RunSummary>> {
     let path = dir.join(SUMMARY);
     let Some(text) = read(&path)? else { return Ok(None) };
     let summary = serde_json::from_str(&text);

@@ -24,6 +24,8 @@ mod shapes;
 mod shards;
 #[path = "pipeline/stream.rs"]
 mod stream;
+#[path = "pipeline/watch.rs"]
+mod watch;
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;

@@ -9,7 +9,8 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { tests } from './tests.mjs';
+import { tests as ofRuns } from './runs.mjs';
+import { tests as ofIndexes } from './tests.mjs';
 import puppeteer from 'puppeteer-core';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
@@ -102,7 +103,7 @@ let passed = 0;
 const failed = [];
 try {
   const facts = await learn();
-  for (const [name, test] of Object.entries(tests)) {
+  for (const [name, test] of Object.entries(facts.runs ? ofRuns : ofIndexes)) {
     complaints = [];
     const problems = [];
     try {
@@ -133,9 +134,15 @@ async function learn() {
     if (!response.ok) throw new Error(`${path} answered ${response.status}`);
     return response.json();
   };
-  const [{ id, manifest }] = await get('/api/indexes').catch((e) => {
-    throw new Error(`${origin} does not serve feature indexes: ${e.message}`);
+  const indexes = await get('/api/indexes').catch((e) => {
+    throw new Error(`${origin} is no sae serve: ${e.message}`);
   });
+  if (indexes.length === 0) {
+    const runs = await get('/api/runs');
+    if (runs.length === 0) throw new Error('no run has begun: there is nothing to test on');
+    return { runs };
+  }
+  const [{ id, manifest }] = indexes;
   const columns = await get(`/api/indexes/${id}/summaries`);
   const alive = columns.n_active.flatMap((n, i) => (n > 0 ? [i] : []));
   // One with a next, and with something to see.

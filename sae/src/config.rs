@@ -22,6 +22,7 @@ mod grid;
 mod init;
 mod keys;
 mod method;
+mod optimizer;
 mod places;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub use self::data::DataConfig;
 pub use self::encoder::EncoderName;
 pub use self::grid::{GRID_TOML, Grid};
 pub use self::method::Method;
+pub use self::optimizer::Decay;
 use crate::dictionary::InferenceForm;
 use crate::encoder::Weights;
 use crate::error::{Error, Result};
@@ -164,8 +166,14 @@ pub struct TrainConfig {
     /// Steps over which the learning rate rises from 0. Default: 1,000, at most a twentieth of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<u64>,
-    /// Share of the run, at its end, over which the learning rate falls to 0.
-    pub decay_share: f64,
+    /// How the learning rate falls to 0 at the end of the run: `linear`, `cosine` or `constant`, which is not at all.
+    pub decay: Decay,
+    /// Share of the run, at its end, over which it does. Default: 0.2, unless it is constant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_share: Option<f64>,
+    /// Most that the norm of all gradients together may be: longer ones are shortened to it. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
     /// Adam's decay of the mean of gradients.
     pub beta1: f64,
     /// Adam's decay of the mean of squared gradients.
@@ -232,7 +240,9 @@ impl Default for TrainConfig {
             batch: None,
             lr: None,
             warmup_steps: None,
-            decay_share: 0.2,
+            decay: Decay::default(),
+            decay_share: None,
+            clip_norm: None,
             beta1: 0.9,
             beta2: 0.999,
             aux_weight: 1.0 / 32.0,
@@ -330,6 +340,7 @@ impl RunConfig {
         self.data.validate()?;
         self.validate_counts()?;
         self.validate_numbers()?;
+        self.validate_optimizer()?;
         self.validate_init()?;
         if !self.waits_for_init() {
             self.validate_shape()?;
@@ -382,13 +393,7 @@ impl RunConfig {
         for (key, beta) in [("train.beta1", train.beta1), ("train.beta2", train.beta2)] {
             check(key, beta, "0 or more and less than 1", (0.0..1.0).contains(&beta))?;
         }
-        let (decay, aux) = (train.decay_share, train.aux_weight);
-        check(
-            "train.decay_share",
-            decay,
-            "a share between 0 and 1",
-            (0.0..=1.0).contains(&decay),
-        )?;
+        let aux = train.aux_weight;
         check("train.aux_weight", aux, "0 or more", aux >= 0.0)
     }
 }

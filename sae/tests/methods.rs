@@ -385,6 +385,7 @@ fn per_token_budgets_become_thresholds_where_they_are_asked_for() {
 fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
     for (method, more) in [
         ("batch_topk", &[("objective.matryoshka.sampled", "3")][..]),
+        ("batch_topk", &[("train.clip_norm", "0.5"), ("train.decay", "cosine")]),
         ("jumprelu", &[("objective.tilted.t", "3")]),
         ("relu", &[("objective.orthogonality.every", "3")]),
         ("gated", &[("objective.tilted.t", "3")]),
@@ -439,6 +440,37 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
         place.run(&sets, "stopped", true).unwrap();
         assert!(results(&stopped) == results(&place.out("whole")), "{method:?}");
     }
+}
+
+#[test]
+fn the_norm_of_gradients_is_logged_where_they_are_clipped_and_clipping_changes_the_run() {
+    let place = Place::new(false);
+    let plain = [("train.steps", "20"), ("train.log_every", "1")];
+    let clipped = [
+        plain[0],
+        plain[1],
+        ("train.clip_norm", "0.01"),
+        ("train.decay", "constant"),
+    ];
+    let lines = |name: &str| -> Vec<serde_json::Value> {
+        let log = fs::read_to_string(place.out(name).join("metrics.jsonl")).unwrap();
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let [a, b] = [("plain", &plain[..]), ("clipped", &clipped)].map(|(name, sets)| {
+        place.run(sets, name, false).unwrap();
+        lines(name)
+    });
+    assert!(a.iter().all(|line| line.get("gradient_norm").is_none()));
+    assert!(b.iter().all(|line| line["gradient_norm"].as_f64().unwrap() > 0.01));
+    // A constant rate does not fall at the end.
+    assert_eq!(b[19]["lr"], b[10]["lr"]);
+    assert!(a[19]["lr"].as_f64().unwrap() < a[10]["lr"].as_f64().unwrap());
+    assert_ne!(a[19]["loss"], b[19]["loss"]);
+    let toml = fs::read_to_string(place.out("clipped/run.toml")).unwrap();
+    assert!(
+        toml.contains("decay = \"constant\"") && !toml.contains("decay_share"),
+        "{toml}"
+    );
 }
 
 #[test]

@@ -22,6 +22,9 @@ pub struct BilinearConfig {
     pub hoyer_steps: u64,
 }
 
+/// Keys of `[train]` that are for sparse dictionaries alone.
+const SPARSE_TRAINING: [&str; 1] = ["train.clip_norm"];
+
 impl Default for BilinearConfig {
     fn default() -> Self {
         Self {
@@ -64,6 +67,12 @@ impl RunConfig {
             };
         }
         for key in keys::given(self)? {
+            if SPARSE_TRAINING.contains(&key.as_str()) {
+                return Err(Error::config(
+                    key,
+                    "is given, but sae.method is bilinear, which is trained by plain Adam: leave it out",
+                ));
+            }
             let about_sparsity = match key.split_once('.') {
                 Some(("sae", name)) => !["method", "d_sae", "expansion"].contains(&name),
                 Some(("objective", _)) => true,

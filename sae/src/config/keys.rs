@@ -74,6 +74,8 @@ fn complete() -> RunConfig {
             batch: Some(1),
             lr: Some(1.0),
             warmup_steps: Some(1),
+            decay_share: Some(0.2),
+            clip_norm: Some(1.0),
             aux: Some(Aux::AuxZipf),
             aux_zipf_share: Some(0.5),
             aux_k: Some(1),

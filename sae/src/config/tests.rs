@@ -134,6 +134,8 @@ fn values_that_cannot_be_are_refused() {
         (vec![("train.lr", "nan")], vec!["train.lr"]),
         (vec![("train.beta2", "1")], vec!["train.beta2"]),
         (vec![("train.decay_share", "1.5")], vec!["train.decay_share"]),
+        (vec![("train.decay", "sine")], vec!["train.decay", "cosine"]),
+        (vec![("train.clip_norm", "0")], vec!["train.clip_norm"]),
         (vec![("train.aux_weight", "-1")], vec!["train.aux_weight"]),
         (vec![("train.batch", "0")], vec!["train.batch"]),
         (vec![("train.device", "tpu")], vec!["train.device", "tpu"]),
@@ -251,6 +253,14 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
             ["sae.k", "sae.method is jumprelu"],
         ),
         (vec![("sae.bandwidth", "0.1")], ["sae.bandwidth", "sae.method is topk"]),
+        (
+            vec![("train.decay", "constant"), ("train.decay_share", "0.1")],
+            ["train.decay_share", "train.decay is constant"],
+        ),
+        (
+            vec![("sae.method", "bilinear"), ("train.clip_norm", "1")],
+            ["train.clip_norm", "sae.method is bilinear"],
+        ),
         (
             vec![("sae.threshold_init", "0.1")],
             ["sae.threshold_init", "sae.method is topk"],

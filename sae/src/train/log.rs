@@ -36,6 +36,9 @@ pub struct Line {
     pub loss: f32,
     /// Named parts of the loss before weighting.
     pub parts: BTreeMap<String, f32>,
+    /// Norm of all gradients together before clipping, where they are clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_norm: Option<f64>,
     /// Mean number of latents that fired for a token of the batch.
     pub l0: f32,
     /// Share of latents silent for `train.dead_after_tokens`.
@@ -61,6 +64,7 @@ impl Line {
             lr: step.lr,
             loss: step.loss,
             parts: step.parts.iter().map(|&(name, v)| (name.to_owned(), v)).collect(),
+            gradient_norm: step.gradient_norm,
             l0: step.l0,
             dead_share: step.dead_share,
             held_out,

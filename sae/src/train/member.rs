@@ -72,12 +72,12 @@ impl<'a> Member<'a> {
     /// A step on a batch, and what is due behind it: measuring, a line of the log, curves.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the loss is not finite any more, naming the step and the last checkpoint; what measuring and
+    /// [`Error::Invalid`] when loss or gradients are not finite any more, naming the step and the last checkpoint; what measuring and
     /// writing give.
     pub fn step(&mut self, x: Vec<f32>, input: &Input, now: Moment) -> Result<()> {
         let plan = self.plan;
         let step = self.learner.step(x, plan)?;
-        if !step.loss.is_finite() {
+        if !step.is_finite() {
             return Err(self.diverged(&step));
         }
         let done = self.done();
@@ -160,7 +160,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// What to say when the loss is not a number any more.
+    /// What to say when loss or gradients are not numbers any more.
     fn diverged(&self, step: &Step) -> Error {
         let last = match self.dir.last_checkpoint() {
             Some(n) => format!(
@@ -169,14 +169,18 @@ impl<'a> Member<'a> {
             ),
             None => "there is no checkpoint yet".into(),
         };
+        let what = match step.gradient_norm {
+            Some(norm) if step.loss.is_finite() => format!("norm of the gradients is {norm}"),
+            _ => format!("loss is {}", step.loss),
+        };
         let who = match self.name {
             "" => String::new(),
             name => format!("{name}: "),
         };
         Error::Invalid(format!(
-            "{who}the loss is {} at step {} (learning rate {:.1e}): training diverged; {last}. Try a smaller train.lr or a \
+            "{who}the {what} at step {} (learning rate {:.1e}): training diverged; {last}. Try a smaller train.lr or a \
              longer train.warmup_steps",
-            step.loss, step.number, step.lr
+            step.number, step.lr
         ))
     }
 }

@@ -84,6 +84,7 @@ impl TrainPlan {
     pub(super) fn new(config: &RunConfig, input: &Input, init: Option<&Init>) -> Result<Self> {
         let mut config = config.clone();
         config.fill_method();
+        config.fill_optimizer();
         let sides = input.sides().clone();
         let (d_out, widest) = (sides.written.width(), sides.read.places.iter().map(|p| p.width).max());
         let (sae, train, data) = (&mut config.sae, &mut config.train, &mut config.data);
@@ -120,7 +121,8 @@ impl TrainPlan {
             lr: *train.lr.get_or_insert(2e-4 / (d_sae as f64 / 16384.0).sqrt()),
             steps,
             warmup_steps,
-            decay_steps: (steps as f64 * train.decay_share) as u64,
+            decay: train.decay,
+            decay_steps: (steps as f64 * train.decay_share.unwrap_or(0.0)) as u64,
         };
         let mut plan = Self {
             source: input.name(),

@@ -116,6 +116,7 @@ impl Quadratic {
             number: self.done + u64::from(!loss.is_finite()),
             lr,
             loss,
+            gradient_norm: None,
             parts: parts.to_vec(),
             // Codes are dense.
             l0: self.bilinear.d_sae() as f32,

@@ -17,6 +17,7 @@ use super::sides::Sides;
 use super::trainer::{Optimizer, Trainer};
 use super::*;
 use crate::code::to_host;
+use crate::config::Decay;
 use crate::dictionary::{Place, Sae, Scales};
 use crate::encoder::unrolled::EncoderStep;
 use crate::kernels::Search;
@@ -91,8 +92,10 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             lr: 1e-3,
             steps: 10,
             warmup_steps: 0,
+            decay: Decay::Linear,
             decay_steps: 0,
         },
+        clip_norm: None,
         aux_k: 2,
         bandwidth: 0.0,
         search: Search::Auto,
@@ -299,6 +302,60 @@ fn a_step_whose_loss_is_not_finite_changes_nothing() {
     let step = trainer.step(uniform(BATCH * D_IN, 5)).unwrap();
     assert!(step.loss.is_finite());
     assert_ne!(f64s(&trainer.sae.w_enc), before);
+}
+
+#[test]
+fn gradients_over_the_limit_are_shortened_together_and_shorter_ones_are_left_alone() {
+    let rows = || uniform(BATCH * D_IN, 5);
+    let stepped = |clip_norm: Option<f64>| {
+        let mut trainer = trainer(Sparsifier::top_k(2));
+        trainer.clip_norm = clip_norm;
+        let step = trainer.step(rows()).unwrap();
+        let means =
+            [&trainer.optimizer.w_enc.as_ref().unwrap(), &&trainer.optimizer.w_dec].map(|m| m.read().unwrap().0);
+        (step.gradient_norm, means)
+    };
+    let (none, plain) = stepped(None);
+    let (norm, same) = stepped(Some(1e6));
+    let norm = norm.unwrap();
+    assert_eq!((none, &same), (None, &plain));
+    // The norm is that of what `gradients` gives, one behind the other.
+    let of = trainer(Sparsifier::top_k(2));
+    let (x, target) = of.sides.tensors(rows(), &of.sae.device().inner());
+    let loss = of.objective.loss(&of.forward(x, target, &[]));
+    let gradients = of.gradients(loss);
+    let all = [
+        f64s(&gradients.w_enc.unwrap()),
+        f64s(&gradients.w_dec),
+        f64s(&gradients.b_enc),
+        f64s(&gradients.b_dec),
+    ];
+    let by_hand = all.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
+    assert!((norm - by_hand).abs() < 1e-6 * norm, "{norm} {by_hand}");
+    let (again, clipped) = stepped(Some(norm / 4.0));
+    assert_eq!(again, Some(norm));
+    for (clipped, plain) in clipped.iter().flatten().zip(plain.iter().flatten()) {
+        assert!((clipped - plain / 4.0).abs() < 1e-6 * norm as f32, "{clipped} {plain}");
+    }
+}
+
+#[test]
+fn gradients_that_are_not_finite_change_nothing_where_their_norm_is_asked_for() {
+    let mut trainer = trainer(Sparsifier::top_k(2));
+    trainer.clip_norm = Some(1.0);
+    // Errors of about 1 over this variance are numbers yet; times codes of 1e10, as the decoder's gradient is, they are none.
+    trainer.variance = 1e-30;
+    let times = |t: &Tensor<2>, by: f32| Tensor::from_inner(t.clone().no_grad() * by).require_grad();
+    trainer.sae.w_enc = times(&trainer.sae.w_enc, 1e10);
+    trainer.sae.w_dec = times(&trainer.sae.w_dec, 1e-12);
+    let before = [f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec)];
+    let moments = trainer.optimizer.b_dec.read().unwrap();
+    let rows = uniform(BATCH * D_IN, 5);
+    let step = trainer.step(rows).unwrap();
+    assert!(step.loss.is_finite() && !step.is_finite(), "{step:?}");
+    assert_eq!((step.number, trainer.steps_done()), (1, 0));
+    assert_eq!([f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec)], before);
+    assert_eq!(trainer.optimizer.b_dec.read().unwrap(), moments);
 }
 
 #[test]

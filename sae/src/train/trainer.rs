@@ -17,7 +17,7 @@ use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
 use crate::kernels::Search;
 use crate::objective::{Loss, Moment, Objective};
-use crate::optimizer::{Adam, Constraint, Moments};
+use crate::optimizer::{Adam, Constraint, Moments, clip_scale, squared_norm};
 use crate::sparsifier::Gate;
 
 /// Adam's state of every parameter.
@@ -57,6 +57,8 @@ pub struct Trainer {
     pub variance: f64,
     pub objective: Objective,
     pub schedule: Schedule,
+    /// Most that the norm of all gradients together may be.
+    pub clip_norm: Option<f64>,
     /// Most latents of the auxiliary code.
     pub aux_k: usize,
     /// Of the gradient of thresholds that are learned, see [`Near`].
@@ -75,14 +77,22 @@ pub struct Step {
     /// Counted from 1.
     pub number: u64,
     pub lr: f64,
-    /// Not finite: training has diverged, and the parameters are those before the step.
     pub loss: f32,
+    /// Norm of all gradients together before clipping, where they are clipped.
+    pub gradient_norm: Option<f64>,
     /// Named parts of the loss before weighting.
     pub parts: Vec<(&'static str, f32)>,
     /// Mean over the batch of the latents that fired.
     pub l0: f32,
     /// Share of latents that are dead: silent for `dead_after_tokens`.
     pub dead_share: f32,
+}
+
+impl Step {
+    /// Whether loss and gradients are finite. If not, training has diverged, and the parameters are those before the step.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.gradient_norm.is_none_or(f64::is_finite)
+    }
 }
 
 /// Gradients of the loss, shaped as the parameters.
@@ -97,6 +107,25 @@ pub struct Gradients {
     pub skip: Option<Tensor<2>>,
     pub threshold: Option<Tensor<1>>,
     pub gate: Option<[Tensor<1>; 2]>,
+}
+
+impl Gradients {
+    /// The norm of all of them together, before the decoder's are projected.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn norm(&self) -> Result<f64> {
+        let steps = self.steps.iter().map(|step| (&step.w_enc, &step.b_enc));
+        let matrices = self.w_enc.iter().chain([&self.w_dec]).chain(&self.skip);
+        let vectors = [&self.b_enc, &self.b_dec].into_iter().chain(&self.threshold);
+        let vectors = vectors.chain(self.gate.iter().flatten());
+        let of_steps = steps.map(|(w_enc, b_enc)| Ok(squared_norm(w_enc)? + squared_norm(b_enc)?));
+        let squares = matrices
+            .map(squared_norm)
+            .chain(vectors.map(squared_norm))
+            .chain(of_steps);
+        Ok(squares.sum::<Result<f64>>()?.sqrt())
+    }
 }
 
 impl Trainer {
@@ -188,6 +217,7 @@ impl Trainer {
             variance,
             objective: plan.objective(),
             schedule: plan.schedule,
+            clip_norm: plan.config.train.clip_norm,
             aux_k: plan.aux_k,
             bandwidth: plan.config.sae.bandwidth.unwrap_or(0.0),
             search: plan.config.train.select,
@@ -278,26 +308,36 @@ impl Trainer {
         let (total, parts) = loss.read()?;
         let code = pass.code.to_host()?;
         drop(pass);
-        let lr = self.schedule.at(self.done);
-        if total.is_finite() {
-            let gradients = self.gradients(loss);
-            self.update(gradients, lr);
-            self.silence.add(&code);
-            if let Some(density) = &mut self.density {
-                density.add(&code);
-            }
-            self.done += 1;
-        }
         let active = code.values.iter().filter(|&&v| v != 0.0).count();
-        let number = self.done + u64::from(!total.is_finite());
-        Ok(Step {
-            number,
-            lr,
+        let mut step = Step {
+            number: self.done + 1,
+            lr: self.schedule.at(self.done),
             loss: total,
+            gradient_norm: None,
             parts,
             l0: active as f32 / batch as f32,
             dead_share: dead.len() as f32 / self.sae.d_sae() as f32,
-        })
+        };
+        if !step.is_finite() {
+            return Ok(step);
+        }
+        let gradients = self.gradients(loss);
+        let mut scale = 1.0;
+        if let Some(most) = self.clip_norm {
+            let norm = gradients.norm()?;
+            step.gradient_norm = Some(norm);
+            if !step.is_finite() {
+                return Ok(step);
+            }
+            scale = clip_scale(norm, most);
+        }
+        self.update(gradients, step.lr, scale);
+        self.silence.add(&code);
+        if let Some(density) = &mut self.density {
+            density.add(&code);
+        }
+        self.done += 1;
+        Ok(step)
     }
 
     /// The gradients of a loss. Consumes its graph, so that parameters are not shared any more.
@@ -348,40 +388,41 @@ impl Trainer {
         }
     }
 
-    /// Adam on every parameter, in place; the decoder keeps unit rows, and thresholds stay at 0 or above.
-    fn update(&mut self, gradients: Gradients, lr: f64) {
+    /// Adam on every parameter, in place, with gradients times `scale`; the decoder keeps unit rows, and thresholds stay at 0
+    /// or above.
+    fn update(&mut self, gradients: Gradients, lr: f64, scale: f64) {
         let (sae, opt) = (&mut self.sae, &mut self.optimizer);
         let adam = opt.adam;
         let free = Constraint::Free;
         // Of a tied encoder nothing is left: the decoder's buffer is updated in place only while nobody shares it.
         let w_enc = sae.w_enc.extract();
         if let (Some(gradient), Some(moments)) = (gradients.w_enc, &mut opt.w_enc) {
-            sae.w_enc = adam.step(w_enc, gradient, moments, lr, 1.0, free);
+            sae.w_enc = adam.step(w_enc, gradient, moments, lr, scale, free);
         } else {
             drop(w_enc);
         }
-        sae.b_enc = adam.step(sae.b_enc.extract(), gradients.b_enc, &mut opt.b_enc, lr, 1.0, free);
+        sae.b_enc = adam.step(sae.b_enc.extract(), gradients.b_enc, &mut opt.b_enc, lr, scale, free);
         let steps = sae.steps.iter_mut().zip(gradients.steps).zip(&mut opt.steps);
         for ((step, gradient), (of_w_enc, of_b_enc)) in steps {
-            step.w_enc = adam.step(step.w_enc.extract(), gradient.w_enc, of_w_enc, lr, 1.0, free);
-            step.b_enc = adam.step(step.b_enc.extract(), gradient.b_enc, of_b_enc, lr, 1.0, free);
+            step.w_enc = adam.step(step.w_enc.extract(), gradient.w_enc, of_w_enc, lr, scale, free);
+            step.b_enc = adam.step(step.b_enc.extract(), gradient.b_enc, of_b_enc, lr, scale, free);
         }
         let unit = Constraint::UnitRows;
-        sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, 1.0, unit);
+        sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, scale, unit);
         if opt.w_enc.is_none() {
             sae.w_enc = sae.w_dec.clone();
         }
-        sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, 1.0, free);
+        sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, scale, free);
         let skip = sae.skip.take().zip(gradients.skip).zip(opt.skip.as_mut());
-        sae.skip = skip.map(|((skip, gradient), moments)| adam.step(skip, gradient, moments, lr, 1.0, free));
+        sae.skip = skip.map(|((skip, gradient), moments)| adam.step(skip, gradient, moments, lr, scale, free));
         if let (Some(gate), Some([r_mag, b_mag]), Some(of_gate)) = (&mut self.gate, gradients.gate, &mut opt.gate) {
-            gate.r_mag = adam.step(gate.r_mag.extract(), r_mag, &mut of_gate[0], lr, 1.0, free);
-            gate.b_mag = adam.step(gate.b_mag.extract(), b_mag, &mut of_gate[1], lr, 1.0, free);
+            gate.r_mag = adam.step(gate.r_mag.extract(), r_mag, &mut of_gate[0], lr, scale, free);
+            gate.b_mag = adam.step(gate.b_mag.extract(), b_mag, &mut of_gate[1], lr, scale, free);
         }
         if let (Some(threshold), Some(gradient), Some(moments)) =
             (&mut sae.threshold, gradients.threshold, &mut opt.threshold)
         {
-            let stepped = adam.step(threshold.extract(), gradient, moments, lr, 1.0, free);
+            let stepped = adam.step(threshold.extract(), gradient, moments, lr, scale, free);
             *threshold = Tensor::from_inner(stepped.no_grad().clamp_min(0.0)).require_grad();
         }
     }

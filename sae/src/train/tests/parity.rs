@@ -12,7 +12,7 @@ use super::super::schedule::Schedule;
 use super::super::sides::Sides;
 use super::super::trainer::{Gradients, Optimizer, Trainer};
 use crate::code::to_host;
-use crate::config::Method;
+use crate::config::{Decay, Method};
 use crate::dictionary::{Place, Sae, Scale, Scales};
 use crate::objective::{Forward, Objective};
 use crate::optimizer::{Adam, Moments};
@@ -115,8 +115,10 @@ impl Peer {
                 lr: 1e-3,
                 steps: 10,
                 warmup_steps: 0,
+                decay: Decay::Linear,
                 decay_steps: 0,
             },
+            clip_norm: None,
             aux_k: D_IN / 2,
             bandwidth: BANDWIDTH,
             search: crate::kernels::Search::Auto,

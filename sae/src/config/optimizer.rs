@@ -1,0 +1,56 @@
+//! The keys of the optimiser and of the learning rate's schedule.
+
+use serde::{Deserialize, Serialize};
+
+use super::RunConfig;
+use crate::error::{Error, Result};
+
+/// Share of the run over which the learning rate falls where `train.decay_share` is not given.
+const DECAY_SHARE: f64 = 0.2;
+
+/// How the learning rate falls at the end of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    /// In a line to 0.
+    #[default]
+    Linear,
+    /// Along half a cosine to 0 (arXiv 1608.03983, without restarts).
+    Cosine,
+    /// Not at all.
+    Constant,
+}
+
+impl RunConfig {
+    /// Fills in what is left open of them.
+    pub(crate) fn fill_optimizer(&mut self) {
+        let train = &mut self.train;
+        if train.decay != Decay::Constant {
+            train.decay_share.get_or_insert(DECAY_SHARE);
+        }
+    }
+
+    /// Refuses values that cannot be, and keys that contradict each other.
+    pub(super) fn validate_optimizer(&self) -> Result<()> {
+        let train = &self.train;
+        if train.decay == Decay::Constant && train.decay_share.is_some() {
+            return Err(Error::config(
+                "train.decay_share",
+                "is given, but train.decay is constant: the learning rate does not fall; leave one of them out",
+            ));
+        }
+        let share = |v: f64| (0.0..=1.0).contains(&v);
+        let positive = |v: f64| v > 0.0 && v.is_finite();
+        type Check = fn(f64) -> bool;
+        let values: [(&str, Option<f64>, Check, &str); 2] = [
+            ("train.decay_share", train.decay_share, share, "a share between 0 and 1"),
+            ("train.clip_norm", train.clip_norm, positive, "a positive number"),
+        ];
+        for (key, value, good, expected) in values {
+            if let Some(value) = value.filter(|&v| !good(v)) {
+                return Err(Error::config(key, format!("is {value}, expected {expected}")));
+            }
+        }
+        Ok(())
+    }
+}

@@ -174,6 +174,9 @@ pub struct TrainConfig {
     /// Most that the norm of all gradients together may be: longer ones are shortened to it. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// Decay a step of an exponential moving average of all parameters, which is then what is measured and saved. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     /// Adam's decay of the mean of gradients.
     pub beta1: f64,
     /// Adam's decay of the mean of squared gradients.
@@ -243,6 +246,7 @@ impl Default for TrainConfig {
             decay: Decay::default(),
             decay_share: None,
             clip_norm: None,
+            ema: None,
             beta1: 0.9,
             beta2: 0.999,
             aux_weight: 1.0 / 32.0,

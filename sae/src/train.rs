@@ -16,6 +16,7 @@
 //! # let _ = summaries; Ok(()) }
 //! ```
 
+mod average;
 mod checkpoint;
 mod course;
 mod curves;

@@ -386,14 +386,17 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
     for (method, more) in [
         ("batch_topk", &[("objective.matryoshka.sampled", "3")][..]),
         ("batch_topk", &[("train.clip_norm", "0.5"), ("train.decay", "cosine")]),
-        ("jumprelu", &[("objective.tilted.t", "3")]),
+        ("jumprelu", &[("objective.tilted.t", "3"), ("train.ema", "0.9")]),
         ("relu", &[("objective.orthogonality.every", "3")]),
-        ("gated", &[("objective.tilted.t", "3")]),
+        ("gated", &[("objective.tilted.t", "3"), ("train.ema", "0.9")]),
         ("half", &[("objective.tilted.t", "3")]),
         ("soft", &[("sae.lambda", "3")]),
         ("feature_choice", &[("sae.mutual_share", "0.4")]),
         ("ksparse", &[("sae.k_start", "30"), ("train.aux", "aux_zipf")]),
-        ("topk", &[("sae.tied", "true"), ("sae.encoder", "unrolled")]),
+        (
+            "topk",
+            &[("sae.tied", "true"), ("sae.encoder", "unrolled"), ("train.ema", "0.9")],
+        ),
         (
             "jumprelu",
             &[("sae.encoder", "unrolled"), ("objective.masked.hidden", "0.2")],
@@ -404,6 +407,7 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
                 ("sae.encoder", "unrolled"),
                 ("sae.encoder_weights", "learned"),
                 ("objective.masked.hidden", "0.2"),
+                ("train.ema", "0.9"),
             ],
         ),
         ("topk", &[("sae.encoder", "matching_pursuit")]),
@@ -471,6 +475,33 @@ fn the_norm_of_gradients_is_logged_where_they_are_clipped_and_clipping_changes_t
         toml.contains("decay = \"constant\"") && !toml.contains("decay_share"),
         "{toml}"
     );
+}
+
+#[test]
+fn an_average_of_the_parameters_is_saved_with_unit_rows_and_measured() {
+    for (method, signed, more) in [
+        ("topk", false, &[][..]),
+        ("topk", false, &[("sae.tied", "true")]),
+        ("gated", false, &[("objective.l1.weight", "0.3")]),
+        ("abs_batch_topk", true, &[]),
+    ] {
+        let place = Place::new(signed);
+        // Without a decay of the rate the last parameters jitter about their mean.
+        let more: Vec<_> = more.iter().copied().chain([("train.decay", "constant")]).collect();
+        let plain = place.run(&sets(method, &more), "plain", false).unwrap();
+        let more: Vec<_> = more.into_iter().chain([("train.ema", "0.98")]).collect();
+        let summary = place.run(&sets(method, &more), "run", false).unwrap();
+        let sae = check_saved(&place, "run", &summary, signed);
+        for row in sae.decoder_rows().unwrap().chunks(D_IN) {
+            let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+            assert!((length - 1.0).abs() < 1e-5, "{method}: {length}");
+        }
+        println!("{method}: {} {}", summary.held_out.fvu, plain.held_out.fvu);
+        assert!(
+            summary.held_out.fvu < plain.held_out.fvu,
+            "{method}: {summary:?} {plain:?}"
+        );
+    }
 }
 
 #[test]

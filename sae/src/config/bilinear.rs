@@ -23,7 +23,7 @@ pub struct BilinearConfig {
 }
 
 /// Keys of `[train]` that are for sparse dictionaries alone.
-const SPARSE_TRAINING: [&str; 1] = ["train.clip_norm"];
+const SPARSE_TRAINING: [&str; 2] = ["train.clip_norm", "train.ema"];
 
 impl Default for BilinearConfig {
     fn default() -> Self {

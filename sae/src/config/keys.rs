@@ -76,6 +76,7 @@ fn complete() -> RunConfig {
             warmup_steps: Some(1),
             decay_share: Some(0.2),
             clip_norm: Some(1.0),
+            ema: Some(0.9),
             aux: Some(Aux::AuxZipf),
             aux_zipf_share: Some(0.5),
             aux_k: Some(1),

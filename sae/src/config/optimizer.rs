@@ -41,10 +41,12 @@ impl RunConfig {
         }
         let share = |v: f64| (0.0..=1.0).contains(&v);
         let positive = |v: f64| v > 0.0 && v.is_finite();
+        let decay = |v: f64| v > 0.0 && v < 1.0;
         type Check = fn(f64) -> bool;
-        let values: [(&str, Option<f64>, Check, &str); 2] = [
+        let values: [(&str, Option<f64>, Check, &str); 3] = [
             ("train.decay_share", train.decay_share, share, "a share between 0 and 1"),
             ("train.clip_norm", train.clip_norm, positive, "a positive number"),
+            ("train.ema", train.ema, decay, "more than 0 and less than 1"),
         ];
         for (key, value, good, expected) in values {
             if let Some(value) = value.filter(|&v| !good(v)) {

@@ -136,6 +136,8 @@ fn values_that_cannot_be_are_refused() {
         (vec![("train.decay_share", "1.5")], vec!["train.decay_share"]),
         (vec![("train.decay", "sine")], vec!["train.decay", "cosine"]),
         (vec![("train.clip_norm", "0")], vec!["train.clip_norm"]),
+        (vec![("train.ema", "1")], vec!["train.ema"]),
+        (vec![("train.ema", "0")], vec!["train.ema"]),
         (vec![("train.aux_weight", "-1")], vec!["train.aux_weight"]),
         (vec![("train.batch", "0")], vec!["train.batch"]),
         (vec![("train.device", "tpu")], vec!["train.device", "tpu"]),

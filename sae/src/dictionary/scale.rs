@@ -165,8 +165,13 @@ impl Sae {
     ///
     /// Reconstructions are the same for thresholds and ReLU; under a budget, latents compete with their new values.
     pub(crate) fn with_unit_rows(self) -> Self {
+        self.with_rows_of_length_one(UNIT_WITHIN)
+    }
+
+    /// [`with_unit_rows`](Self::with_unit_rows), which leaves alone what is `within` of it.
+    pub(crate) fn with_rows_of_length_one(self, within: f32) -> Self {
         let lengths = (self.w_dec.clone() * self.w_dec.clone()).sum_dim(1).sqrt();
-        let near = (lengths.clone() - 1.0).abs().lower_equal_elem(UNIT_WITHIN);
+        let near = (lengths.clone() - 1.0).abs().lower_equal_elem(within);
         let none = lengths.clone().equal_elem(0.0);
         let lengths = lengths.mask_fill(near, 1.0).mask_fill(none, 1.0);
         let of_latents = lengths.clone().reshape([self.d_sae()]);

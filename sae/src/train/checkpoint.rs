@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::TrainPlan;
+use super::average::Average;
 use super::dead::Silence;
 use super::density::Density;
 use super::learner::Learner;
@@ -28,8 +29,10 @@ use crate::sparsifier::{Allocation, Gate};
 use crate::tensor_file::{self, Entry, Values};
 
 /// The layout that this build writes and reads.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const STATE: &str = "state.json";
+/// What the names of averaged parameters begin with.
+const AVERAGE: &str = "average.";
 
 /// Everything of a checkpoint that is not a tensor: `checkpoint/state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,46 +102,31 @@ pub fn save(
 
 /// Writes the tensors of a sparse dictionary in training.
 fn write_sparse(path: &Path, trainer: &Trainer) -> Result<()> {
-    let sae = trainer.inside();
-    let gate = trainer
-        .gate
-        .as_ref()
-        .map(|gate| (gate.r_mag.clone().no_grad(), gate.b_mag.clone().no_grad()));
-    let mut entries = vec![
-        Entry::new("b_enc", Values::Vector(&sae.b_enc)),
-        Entry::new("w_dec", Values::Matrix(&sae.w_dec)),
-        Entry::new("b_dec", Values::Vector(&sae.b_dec)),
-        Entry::new("silence", Values::Counts(trainer.silence.tokens())),
-    ];
-    let opt = &trainer.optimizer;
+    let (sae, gate, opt) = (trainer.inside(), trainer.inside_gate(), &trainer.optimizer);
+    let tied = opt.w_enc.is_none();
+    let mut entries = parameters("", &sae, gate.as_ref(), tied);
+    if let Some(average) = &trainer.average {
+        entries.extend(parameters(AVERAGE, &average.sae, average.gate.as_ref(), tied));
+    }
+    entries.push(Entry::new("silence", Values::Counts(trainer.silence.tokens())));
     let (d_sae, d_in, d_out) = (sae.d_sae(), sae.d_in(), sae.d_out());
     if let Some(of_w_enc) = &opt.w_enc {
-        entries.push(Entry::new("w_enc", Values::Matrix(&sae.w_enc)));
         entries.extend(moments("w_enc", vec![d_sae, d_in], || of_w_enc.read()));
     }
     entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
     entries.extend(moments("w_dec", vec![d_sae, d_out], || opt.w_dec.read()));
     entries.extend(moments("b_dec", vec![d_out], || opt.b_dec.read()));
-    let steps = sae.steps.iter().zip(&opt.steps);
-    for ([w_enc, b_enc], (step, (of_w_enc, of_b_enc))) in step_names(sae.sparsifier.encoder).zip(steps) {
+    for ([w_enc, b_enc], (of_w_enc, of_b_enc)) in step_names(sae.sparsifier.encoder).zip(&opt.steps) {
         entries.extend(moments(&w_enc, vec![d_sae, d_in], || of_w_enc.read()));
         entries.extend(moments(&b_enc, vec![d_sae], || of_b_enc.read()));
-        entries.push(Entry::new(w_enc, Values::Matrix(&step.w_enc)));
-        entries.push(Entry::new(b_enc, Values::Vector(&step.b_enc)));
     }
-    if let (Some(skip), Some(of_skip)) = (&sae.skip, &opt.skip) {
-        entries.push(Entry::new("skip", Values::Matrix(skip)));
+    if let Some(of_skip) = &opt.skip {
         entries.extend(moments("skip", vec![d_out, d_in], || of_skip.read()));
-    }
-    if let Some(threshold) = &sae.threshold {
-        entries.push(Entry::new("threshold", Values::Vector(threshold)));
     }
     if let Some(of_threshold) = &opt.threshold {
         entries.extend(moments("threshold", vec![d_sae], || of_threshold.read()));
     }
-    if let (Some((r_mag, b_mag)), Some([of_r_mag, of_b_mag])) = (&gate, &opt.gate) {
-        entries.push(Entry::new("r_mag", Values::Vector(r_mag)));
-        entries.push(Entry::new("b_mag", Values::Vector(b_mag)));
+    if let Some([of_r_mag, of_b_mag]) = &opt.gate {
         entries.extend(moments("r_mag", vec![d_sae], || of_r_mag.read()));
         entries.extend(moments("b_mag", vec![d_sae], || of_b_mag.read()));
     }
@@ -148,6 +136,29 @@ fn write_sparse(path: &Path, trainer: &Trainer) -> Result<()> {
         entries.push(Entry::new("density", Values::Later { shape, read }));
     }
     tensor_file::write(path, &entries)
+}
+
+/// The parameters of a dictionary in training, their names behind `prefix`.
+fn parameters<'a>(prefix: &str, sae: &'a Sae, gate: Option<&'a Gate>, tied: bool) -> Vec<Entry<'a>> {
+    let matrix = |name: &str, t: &'a Tensor<2>| Entry::new(format!("{prefix}{name}"), Values::Matrix(t));
+    let vector = |name: &str, t: &'a Tensor<1>| Entry::new(format!("{prefix}{name}"), Values::Vector(t));
+    let mut entries = vec![
+        vector("b_enc", &sae.b_enc),
+        matrix("w_dec", &sae.w_dec),
+        vector("b_dec", &sae.b_dec),
+    ];
+    if !tied {
+        entries.push(matrix("w_enc", &sae.w_enc));
+    }
+    for ([w_enc, b_enc], step) in step_names(sae.sparsifier.encoder).zip(&sae.steps) {
+        entries.extend([matrix(&w_enc, &step.w_enc), vector(&b_enc, &step.b_enc)]);
+    }
+    entries.extend(sae.skip.iter().map(|skip| matrix("skip", skip)));
+    entries.extend(sae.threshold.iter().map(|threshold| vector("threshold", threshold)));
+    if let Some(gate) = gate {
+        entries.extend([vector("r_mag", &gate.r_mag), vector("b_mag", &gate.b_mag)]);
+    }
+    entries
 }
 
 /// Writes the tensors of a bilinear autoencoder in training.
@@ -273,36 +284,19 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         ));
     };
     let (d_in, d_out, d_sae, steps) = (plan.d_in(), plan.d_out(), plan.d_sae, state.step);
-    let skips = plan.config.sae.skip;
-    let sparsifier = plan.config.sparsifier();
-    let (has_threshold, learned) = (sparsifier.has_threshold(), plan.config.learns_thresholds());
-    let gated = sparsifier.allocation == Allocation::Gate;
-    let w_dec = from.tensor("w_dec", [d_sae, d_out])?;
-    let own_steps: Vec<[String; 2]> = step_names(sparsifier.encoder).collect();
-    let step = |[w_enc, b_enc]: &[String; 2]| {
-        Ok(EncoderStep {
-            w_enc: from.tensor(w_enc, [d_sae, d_in])?,
-            b_enc: from.tensor(b_enc, [d_sae])?,
-        })
+    let (sparsifier, learned) = (plan.config.sparsifier(), plan.config.learns_thresholds());
+    let of_step = |[w_enc, b_enc]: [String; 2]| {
+        let of_w_enc = from.moments(&w_enc, [d_sae, d_in], steps)?;
+        Ok((of_w_enc, from.moments(&b_enc, [d_sae], steps)?))
     };
-    let of_step = |[w_enc, b_enc]: &[String; 2]| {
-        let of_w_enc = from.moments(w_enc, [d_sae, d_in], steps)?;
-        Ok((of_w_enc, from.moments(b_enc, [d_sae], steps)?))
-    };
-    let tied = plan.config.is_tied();
-    let sae = Sae {
-        w_enc: match tied {
-            true => w_dec.clone(),
-            false => from.tensor("w_enc", [d_sae, d_in])?,
-        },
-        b_enc: from.tensor("b_enc", [d_sae])?,
-        w_dec,
-        b_dec: from.tensor("b_dec", [d_out])?,
-        apply_b_dec_to_input: plan.sides.same(),
-        steps: own_steps.iter().map(step).collect::<Result<_>>()?,
-        skip: skips.then(|| from.tensor("skip", [d_out, d_in])).transpose()?,
-        threshold: has_threshold.then(|| from.tensor("threshold", [d_sae])).transpose()?,
-        sparsifier,
+    let (tied, skips) = (plan.config.is_tied(), plan.config.sae.skip);
+    let (sae, gate) = from.parameters("", plan)?;
+    let average = match plan.config.train.ema {
+        Some(_) => {
+            let (sae, gate) = from.parameters(AVERAGE, plan)?;
+            Average::of(&plan.config, &sae, gate.as_ref())
+        }
+        None => None,
     };
     let optimizer = Optimizer {
         adam: plan.adam(),
@@ -312,23 +306,16 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         b_enc: from.moments("b_enc", [d_sae], steps)?,
         w_dec: from.moments("w_dec", [d_sae, d_out], steps)?,
         b_dec: from.moments("b_dec", [d_out], steps)?,
-        steps: own_steps.iter().map(of_step).collect::<Result<_>>()?,
+        steps: step_names(sparsifier.encoder).map(of_step).collect::<Result<_>>()?,
         skip: skips.then(|| from.moments("skip", [d_out, d_in], steps)).transpose()?,
         threshold: learned.then(|| from.moments("threshold", [d_sae], steps)).transpose()?,
-        gate: match gated {
-            true => Some([
+        gate: match gate {
+            Some(_) => Some([
                 from.moments("r_mag", [d_sae], steps)?,
                 from.moments("b_mag", [d_sae], steps)?,
             ]),
-            false => None,
+            None => None,
         },
-    };
-    let gate = match gated {
-        true => Some(Gate {
-            r_mag: from.tensor("r_mag", [d_sae])?,
-            b_mag: from.tensor("b_mag", [d_sae])?,
-        }),
-        false => None,
     };
     let counts = from.counts("silence", d_sae)?;
     let silence = Silence::from_tokens(counts, plan.dead_after_tokens);
@@ -344,6 +331,7 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         sae,
         gate,
         optimizer,
+        average,
         silence,
         density,
         scales.clone(),
@@ -379,6 +367,48 @@ impl Tensors<'_> {
     fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
         let values = self.values(name, &shape)?;
         Ok(Tensor::from_data(TensorData::new(values, shape), self.device))
+    }
+
+    /// The parameters of a run of `plan`, their names behind `prefix`, and those of its gates.
+    fn parameters(&self, prefix: &str, plan: &TrainPlan) -> Result<(Sae, Option<Gate>)> {
+        let (d_in, d_out, d_sae, sparsifier) = (plan.d_in(), plan.d_out(), plan.d_sae, plan.config.sparsifier());
+        let matrix = |name: &str, shape: [usize; 2]| self.tensor(&format!("{prefix}{name}"), shape);
+        let of_latents = |name: &str| self.tensor(&format!("{prefix}{name}"), [d_sae]);
+        let w_dec = matrix("w_dec", [d_sae, d_out])?;
+        let step = |[w_enc, b_enc]: [String; 2]| {
+            Ok(EncoderStep {
+                w_enc: matrix(&w_enc, [d_sae, d_in])?,
+                b_enc: of_latents(&b_enc)?,
+            })
+        };
+        let sae = Sae {
+            w_enc: match plan.config.is_tied() {
+                true => w_dec.clone(),
+                false => matrix("w_enc", [d_sae, d_in])?,
+            },
+            b_enc: of_latents("b_enc")?,
+            w_dec,
+            b_dec: self.tensor(&format!("{prefix}b_dec"), [d_out])?,
+            apply_b_dec_to_input: plan.sides.same(),
+            steps: step_names(sparsifier.encoder).map(step).collect::<Result<_>>()?,
+            skip: match plan.config.sae.skip {
+                true => Some(matrix("skip", [d_out, d_in])?),
+                false => None,
+            },
+            threshold: match sparsifier.has_threshold() {
+                true => Some(of_latents("threshold")?),
+                false => None,
+            },
+            sparsifier,
+        };
+        let gate = match sparsifier.allocation == Allocation::Gate {
+            true => Some(Gate {
+                r_mag: of_latents("r_mag")?,
+                b_mag: of_latents("b_mag")?,
+            }),
+            false => None,
+        };
+        Ok((sae, gate))
     }
 
     fn moments<const D: usize>(&self, name: &str, shape: [usize; D], steps: u64) -> Result<Moments<D>> {

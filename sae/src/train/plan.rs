@@ -259,6 +259,7 @@ impl TrainPlan {
     fn estimate_sizes(&mut self, input: &Input) -> Result<()> {
         let reading = input.memory_bytes(self)?;
         self.shared_bytes = reading.unwrap_or(0);
+        let averages = u64::from(self.config.train.ema.is_some());
         let sizes = || {
             let parameters = self.parameters()?.checked_mul(4)?;
             let rows = (self.batch as u64)
@@ -266,9 +267,12 @@ impl TrainPlan {
                 .checked_mul(4)?;
             let slots = self.active().saturating_add(self.aux_k) as u64;
             let codes = (self.batch as u64).checked_mul(slots)?.checked_mul(8)?;
-            // Parameters, two moments, a gradient; about eight arrays of a batch's rows between reading and the
+            // Parameters, two moments, a gradient, and where there is one an average, of which a product is made in each step;
+            // about eight arrays of a batch's rows between reading and the
             // gradient of the reconstruction; codes with their gradients.
-            let memory = parameters.checked_mul(4)?.checked_add(rows.checked_mul(8)?)?;
+            let memory = parameters
+                .checked_mul(4 + 2 * averages)?
+                .checked_add(rows.checked_mul(8)?)?;
             let memory = memory.checked_add(codes.checked_mul(3)?)?.checked_add(reading?)?;
             // A kernel over pairs of latents, the products and weights that it is made of, and their gradients.
             let pairs = match self.config.is_bilinear() {
@@ -278,8 +282,9 @@ impl TrainPlan {
             let memory = memory.checked_add(pairs)?;
             // The encoder rounded to bf16, which not every processor wants.
             let memory = memory.checked_add(parameters / 4)?;
-            // A checkpoint holds parameters and moments.
-            Some((memory, parameters.checked_mul(7)?.checked_add(self.copy_bytes)?))
+            // A checkpoint holds parameters, moments and the average.
+            let disk = parameters.checked_mul(7 + 2 * averages)?;
+            Some((memory, disk.checked_add(self.copy_bytes)?))
         };
         let too_large = || Error::config("sae.d_sae", format!("{} is more than any machine holds", self.d_sae));
         (self.memory_bytes, self.disk_bytes) = sizes().ok_or_else(too_large)?;
@@ -307,10 +312,11 @@ impl TrainPlan {
         let per_token = 2.0 * self.d_in() as f64 * self.d_sae as f64;
         let dense = per_token * self.batch as f64 / rate;
         // Decoding, both gradients of the decoder and the encoder's read a row a slot; the optimiser reads parameters,
-        // gradients and moments, and writes all but the gradients.
+        // gradients and moments, and writes all but the gradients. An average reads and writes both its own and the parameters.
         let widths = (self.d_in() + self.d_out()) as f64 / 2.0;
         let sparse = 4.0 * 4.0 * (self.batch * self.active()) as f64 * widths;
-        let optimizer = 7.0 * 4.0 * self.parameters().unwrap_or(u64::MAX) as f64;
+        let arrays = if self.config.train.ema.is_some() { 11.0 } else { 7.0 };
+        let optimizer = arrays * 4.0 * self.parameters().unwrap_or(u64::MAX) as f64;
         let step = dense + (sparse + optimizer) / BYTES_PER_SECOND;
         let held_out = (self.held_out_rows.end - self.held_out_rows.start) as f64;
         let measurement = held_out * per_token / rate;

@@ -10,6 +10,7 @@ mod encoders;
 mod parity;
 
 use self::support::npy;
+use super::average::Average;
 use super::course::Course;
 use super::dead::Silence;
 use super::schedule::Schedule;
@@ -74,6 +75,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             gate: None,
         },
         gate: None,
+        average: None,
         silence: Silence::new(D_SAE, 1000),
         density: None,
         course: Course::default(),
@@ -356,6 +358,30 @@ fn gradients_that_are_not_finite_change_nothing_where_their_norm_is_asked_for() 
     assert_eq!((step.number, trainer.steps_done()), (1, 0));
     assert_eq!([f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec)], before);
     assert_eq!(trainer.optimizer.b_dec.read().unwrap(), moments);
+}
+
+#[test]
+fn an_average_weighs_every_step_by_its_age_and_nothing_else() {
+    let mut trainer = trainer(Sparsifier::abs_top_k(3));
+    let mut config = RunConfig::default();
+    config.train.ema = Some(0.5);
+    let start = Sae {
+        b_dec: Tensor::full([D_IN], 1e6, &Device::flex()),
+        ..trainer.inside()
+    };
+    trainer.average = Average::of(&config, &start, None);
+    let mut seen = Vec::new();
+    for seed in 0..3 {
+        trainer.step(uniform(BATCH * D_IN, seed)).unwrap();
+        seen.push([f64s(&trainer.sae.w_dec), f64s(&trainer.sae.b_dec)]);
+    }
+    let average = &trainer.average.as_ref().unwrap().sae;
+    for (n, found) in [f64s(&average.w_dec), f64s(&average.b_dec)].into_iter().enumerate() {
+        for (i, found) in found.into_iter().enumerate() {
+            let by_hand = (seen[0][n][i] + 2.0 * seen[1][n][i] + 4.0 * seen[2][n][i]) / 7.0;
+            assert!((found - by_hand).abs() < 1e-6, "{found} {by_hand}");
+        }
+    }
 }
 
 #[test]

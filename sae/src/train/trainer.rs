@@ -5,6 +5,7 @@ mod forward;
 use burn::tensor::{Device, Tensor};
 
 use super::TrainPlan;
+use super::average::Average;
 use super::course::Course;
 use super::dead::Silence;
 use super::density::Density;
@@ -45,6 +46,8 @@ pub struct Trainer {
     /// The parameters of magnitudes where there are gates, as those of `sae`.
     pub gate: Option<Gate>,
     pub optimizer: Optimizer,
+    /// What is measured and saved instead of the parameters.
+    pub average: Option<Average>,
     pub silence: Silence,
     /// How often latents fire, where the selection depends on it.
     pub density: Option<Density>,
@@ -160,11 +163,13 @@ impl Trainer {
         let density = plan
             .needs_density()
             .then(|| Density::new(d_sae, plan.dead_after_tokens));
+        let average = Average::of(&plan.config, &sae, gate.as_ref());
         Ok(Self::new(
             plan,
             sae,
             gate,
             optimizer,
+            average,
             silence,
             density,
             start.scales,
@@ -173,13 +178,14 @@ impl Trainer {
         ))
     }
 
-    /// A state of the loop of `plan` from its parts. `sae` and `gate` are on a plain device.
+    /// A state of the loop of `plan` from its parts. `sae`, `gate` and `average` are on a plain device.
     #[expect(clippy::too_many_arguments, reason = "each is a part of the state")]
     pub fn new(
         plan: &TrainPlan,
         sae: Sae,
         gate: Option<Gate>,
         optimizer: Optimizer,
+        average: Option<Average>,
         silence: Silence,
         density: Option<Density>,
         scales: Scales,
@@ -209,6 +215,7 @@ impl Trainer {
                 b_mag: Tensor::from_inner(gate.b_mag).require_grad(),
             }),
             optimizer,
+            average,
             silence,
             density,
             course: Course::of(&plan.config),
@@ -231,14 +238,29 @@ impl Trainer {
         self.done
     }
 
-    /// The dictionary as it is now, for raw activations, without gradients and gates.
+    /// The dictionary as it is now, for raw activations, without gradients and gates: the average, where there is one.
     pub fn dictionary(&self) -> Sae {
-        let inside = self.inside();
-        let ungated = match &self.gate {
+        let (inside, gate) = match &self.average {
+            Some(average) => (average.sae.clone(), average.gate.as_ref()),
+            None => (self.inside(), self.gate.as_ref()),
+        };
+        let ungated = match gate {
             Some(gate) => gate.ungated(inside),
             None => inside,
         };
-        ungated.fold_scales(&self.scales)
+        let unit = match &self.average {
+            Some(average) => average.unit(ungated),
+            None => ungated,
+        };
+        unit.fold_scales(&self.scales)
+    }
+
+    /// The gates as they are now, without gradients.
+    pub fn inside_gate(&self) -> Option<Gate> {
+        self.gate.as_ref().map(|gate| Gate {
+            r_mag: gate.r_mag.clone().no_grad(),
+            b_mag: gate.b_mag.clone().no_grad(),
+        })
     }
 
     /// The parameters as they are now, for scaled activations, without gradients.
@@ -337,6 +359,12 @@ impl Trainer {
             density.add(&code);
         }
         self.done += 1;
+        if self.average.is_some() {
+            let (now, gate) = (self.inside(), self.inside_gate());
+            if let Some(average) = &mut self.average {
+                average.add(&now, gate.as_ref(), self.done);
+            }
+        }
         Ok(step)
     }
 

@@ -101,6 +101,7 @@ impl Peer {
                 r_mag: vector("r_mag"),
                 b_mag: vector("b_mag"),
             }),
+            average: None,
             silence: Silence::new(D_SAE, 1000),
             density: None,
             course: Course::default(),

@@ -34,7 +34,7 @@ pub use self::data::DataConfig;
 pub use self::encoder::EncoderName;
 pub use self::grid::{GRID_TOML, Grid};
 pub use self::method::Method;
-pub use self::optimizer::Decay;
+pub use self::optimizer::{Decay, OptimizerName};
 use crate::dictionary::InferenceForm;
 use crate::encoder::Weights;
 use crate::error::{Error, Result};
@@ -177,6 +177,11 @@ pub struct TrainConfig {
     /// Decay a step of an exponential moving average of all parameters, which is then what is measured and saved. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
+    /// What updates the matrices of encoder and decoder: `adam` or `muon`. Adam has the rest.
+    pub optimizer: OptimizerName,
+    /// Muon's decay of the sum of gradients. Default: 0.95 for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub muon_momentum: Option<f64>,
     /// Adam's decay of the mean of gradients.
     pub beta1: f64,
     /// Adam's decay of the mean of squared gradients.
@@ -247,6 +252,8 @@ impl Default for TrainConfig {
             decay_share: None,
             clip_norm: None,
             ema: None,
+            optimizer: OptimizerName::default(),
+            muon_momentum: None,
             beta1: 0.9,
             beta2: 0.999,
             aux_weight: 1.0 / 32.0,

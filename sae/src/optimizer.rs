@@ -5,10 +5,13 @@
 //!
 //! State is two tensors a parameter and a count, read and written exactly, so that a run resumes to the same bytes.
 
+mod muon;
+
 use burn::backend::Dispatch;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+pub use self::muon::{MatrixState, Muon, orthogonalised};
 use crate::code::to_host;
 use crate::error::{Error, Result};
 use crate::kernels::ops::OptimizerOps;

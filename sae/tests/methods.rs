@@ -389,7 +389,7 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
         ("jumprelu", &[("objective.tilted.t", "3"), ("train.ema", "0.9")]),
         ("relu", &[("objective.orthogonality.every", "3")]),
         ("gated", &[("objective.tilted.t", "3"), ("train.ema", "0.9")]),
-        ("half", &[("objective.tilted.t", "3")]),
+        ("half", &[("objective.tilted.t", "3"), ("train.optimizer", "muon")]),
         ("soft", &[("sae.lambda", "3")]),
         ("feature_choice", &[("sae.mutual_share", "0.4")]),
         ("ksparse", &[("sae.k_start", "30"), ("train.aux", "aux_zipf")]),
@@ -410,7 +410,20 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
                 ("train.ema", "0.9"),
             ],
         ),
-        ("topk", &[("sae.encoder", "matching_pursuit")]),
+        (
+            "topk",
+            &[("sae.encoder", "matching_pursuit"), ("train.optimizer", "muon")],
+        ),
+        (
+            "abs_topk",
+            &[
+                ("sae.encoder", "unrolled"),
+                ("sae.encoder_weights", "learned"),
+                ("train.optimizer", "muon"),
+                ("train.ema", "0.9"),
+                ("train.clip_norm", "0.5"),
+            ],
+        ),
         (
             "abs_topk",
             &[("sae.encoder", "orthogonal_pursuit"), ("objective.masked.weight", "1")],
@@ -475,6 +488,24 @@ fn the_norm_of_gradients_is_logged_where_they_are_clipped_and_clipping_changes_t
         toml.contains("decay = \"constant\"") && !toml.contains("decay_share"),
         "{toml}"
     );
+}
+
+#[test]
+fn muon_learns_sparse_data_and_keeps_decoder_rows_at_length_one() {
+    let place = Place::new(false);
+    for tied in ["false", "true"] {
+        let more = [("train.optimizer", "muon"), ("sae.tied", tied)];
+        let summary = place.run(&sets("topk", &more), tied, false).unwrap();
+        let sae = check_saved(&place, tied, &summary, false);
+        println!("muon, tied {tied}: {}", summary.held_out.fvu);
+        assert!(summary.held_out.fvu < 0.2, "{summary:?}");
+        for row in sae.decoder_rows().unwrap().chunks(D_IN) {
+            let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+            assert!((length - 1.0).abs() < 1e-5, "{length}");
+        }
+        let toml = fs::read_to_string(place.out(tied).join("run.toml")).unwrap();
+        assert!(toml.contains("muon_momentum = 0.95"), "{toml}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub struct BilinearConfig {
 }
 
 /// Keys of `[train]` that are for sparse dictionaries alone.
-const SPARSE_TRAINING: [&str; 2] = ["train.clip_norm", "train.ema"];
+const SPARSE_TRAINING: [&str; 4] = ["train.clip_norm", "train.ema", "train.optimizer", "train.muon_momentum"];
 
 impl Default for BilinearConfig {
     fn default() -> Self {

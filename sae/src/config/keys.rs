@@ -77,6 +77,7 @@ fn complete() -> RunConfig {
             decay_share: Some(0.2),
             clip_norm: Some(1.0),
             ema: Some(0.9),
+            muon_momentum: Some(0.95),
             aux: Some(Aux::AuxZipf),
             aux_zipf_share: Some(0.5),
             aux_k: Some(1),

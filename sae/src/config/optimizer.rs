@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 
 /// Share of the run over which the learning rate falls where `train.decay_share` is not given.
 const DECAY_SHARE: f64 = 0.2;
+/// Muon's momentum where `train.muon_momentum` is not given.
+const MUON_MOMENTUM: f64 = 0.95;
 
 /// How the learning rate falls at the end of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +23,27 @@ pub enum Decay {
     Constant,
 }
 
+/// What updates the matrices of encoder and decoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerName {
+    /// Adam (arXiv 1412.6980).
+    #[default]
+    Adam,
+    /// Muon (Jordan et al. 2024): orthogonalised momentum.
+    Muon,
+}
+
 impl RunConfig {
+    /// The momentum of Muon, where it updates the matrices.
+    pub(crate) fn muon(&self) -> Option<f64> {
+        let momentum = self.train.muon_momentum.unwrap_or(MUON_MOMENTUM);
+        (self.train.optimizer == OptimizerName::Muon).then_some(momentum)
+    }
+
     /// Fills in what is left open of them.
     pub(crate) fn fill_optimizer(&mut self) {
+        self.train.muon_momentum = self.muon();
         let train = &mut self.train;
         if train.decay != Decay::Constant {
             train.decay_share.get_or_insert(DECAY_SHARE);
@@ -39,14 +59,22 @@ impl RunConfig {
                 "is given, but train.decay is constant: the learning rate does not fall; leave one of them out",
             ));
         }
+        if train.muon_momentum.is_some() && train.optimizer == OptimizerName::Adam {
+            return Err(Error::config(
+                "train.muon_momentum",
+                "is given, but train.optimizer is adam, whose decay is train.beta1: it is for train.optimizer = \"muon\"",
+            ));
+        }
         let share = |v: f64| (0.0..=1.0).contains(&v);
         let positive = |v: f64| v > 0.0 && v.is_finite();
         let decay = |v: f64| v > 0.0 && v < 1.0;
+        let momentum = |v: f64| (0.0..1.0).contains(&v);
         type Check = fn(f64) -> bool;
-        let values: [(&str, Option<f64>, Check, &str); 3] = [
+        let values: [(&str, Option<f64>, Check, &str); 4] = [
             ("train.decay_share", train.decay_share, share, "a share between 0 and 1"),
             ("train.clip_norm", train.clip_norm, positive, "a positive number"),
             ("train.ema", train.ema, decay, "more than 0 and less than 1"),
+            ("train.muon_momentum", train.muon_momentum, momentum, "0 or more and less than 1"),
         ];
         for (key, value, good, expected) in values {
             if let Some(value) = value.filter(|&v| !good(v)) {

@@ -138,6 +138,11 @@ fn values_that_cannot_be_are_refused() {
         (vec![("train.clip_norm", "0")], vec!["train.clip_norm"]),
         (vec![("train.ema", "1")], vec!["train.ema"]),
         (vec![("train.ema", "0")], vec!["train.ema"]),
+        (
+            vec![("train.optimizer", "muon"), ("train.muon_momentum", "1")],
+            vec!["train.muon_momentum"],
+        ),
+        (vec![("train.optimizer", "muonn")], vec!["train.optimizer", "muon"]),
         (vec![("train.aux_weight", "-1")], vec!["train.aux_weight"]),
         (vec![("train.batch", "0")], vec!["train.batch"]),
         (vec![("train.device", "tpu")], vec!["train.device", "tpu"]),
@@ -258,6 +263,14 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
         (
             vec![("train.decay", "constant"), ("train.decay_share", "0.1")],
             ["train.decay_share", "train.decay is constant"],
+        ),
+        (
+            vec![("train.muon_momentum", "0.9")],
+            ["train.muon_momentum", "train.optimizer is adam"],
+        ),
+        (
+            vec![("sae.method", "bilinear"), ("train.optimizer", "muon")],
+            ["train.optimizer", "sae.method is bilinear"],
         ),
         (
             vec![("sae.method", "bilinear"), ("train.clip_norm", "1")],

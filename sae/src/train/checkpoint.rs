@@ -24,7 +24,7 @@ use crate::bilinear::Bilinear;
 use crate::dictionary::{Sae, Scales, read_finite, step_names};
 use crate::encoder::unrolled::EncoderStep;
 use crate::error::{Error, Result};
-use crate::optimizer::Moments;
+use crate::optimizer::{MatrixState, Moments, Muon};
 use crate::sparsifier::{Allocation, Gate};
 use crate::tensor_file::{self, Entry, Values};
 
@@ -111,13 +111,13 @@ fn write_sparse(path: &Path, trainer: &Trainer) -> Result<()> {
     entries.push(Entry::new("silence", Values::Counts(trainer.silence.tokens())));
     let (d_sae, d_in, d_out) = (sae.d_sae(), sae.d_in(), sae.d_out());
     if let Some(of_w_enc) = &opt.w_enc {
-        entries.extend(moments("w_enc", vec![d_sae, d_in], || of_w_enc.read()));
+        entries.extend(matrix_state("w_enc", [d_sae, d_in], of_w_enc));
     }
     entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
-    entries.extend(moments("w_dec", vec![d_sae, d_out], || opt.w_dec.read()));
+    entries.extend(matrix_state("w_dec", [d_sae, d_out], &opt.w_dec));
     entries.extend(moments("b_dec", vec![d_out], || opt.b_dec.read()));
     for ([w_enc, b_enc], (of_w_enc, of_b_enc)) in step_names(sae.sparsifier.encoder).zip(&opt.steps) {
-        entries.extend(moments(&w_enc, vec![d_sae, d_in], || of_w_enc.read()));
+        entries.extend(matrix_state(&w_enc, [d_sae, d_in], of_w_enc));
         entries.extend(moments(&b_enc, vec![d_sae], || of_b_enc.read()));
     }
     if let Some(of_skip) = &opt.skip {
@@ -196,6 +196,18 @@ fn moments<'a>(
         Entry::new(format!("{name}.mean"), mean),
         Entry::new(format!("{name}.square"), square),
     ]
+}
+
+/// The state of a matrix, read only when it is written.
+fn matrix_state<'a>(name: &str, shape: [usize; 2], state: &'a MatrixState) -> Vec<Entry<'a>> {
+    let shape = shape.to_vec();
+    match state {
+        MatrixState::Adam(of) => moments(name, shape, || of.read()).into(),
+        MatrixState::Muon(muon) => {
+            let read = Box::new(|| muon.read());
+            vec![Entry::new(format!("{name}.momentum"), Values::Later { shape, read })]
+        }
+    }
 }
 
 /// Removes tensors that no state speaks of.
@@ -286,7 +298,7 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
     let (d_in, d_out, d_sae, steps) = (plan.d_in(), plan.d_out(), plan.d_sae, state.step);
     let (sparsifier, learned) = (plan.config.sparsifier(), plan.config.learns_thresholds());
     let of_step = |[w_enc, b_enc]: [String; 2]| {
-        let of_w_enc = from.moments(&w_enc, [d_sae, d_in], steps)?;
+        let of_w_enc = from.matrix_state(&w_enc, [d_sae, d_in], steps, plan)?;
         Ok((of_w_enc, from.moments(&b_enc, [d_sae], steps)?))
     };
     let (tied, skips) = (plan.config.is_tied(), plan.config.sae.skip);
@@ -301,10 +313,10 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
     let optimizer = Optimizer {
         adam: plan.adam(),
         w_enc: (!tied)
-            .then(|| from.moments("w_enc", [d_sae, d_in], steps))
+            .then(|| from.matrix_state("w_enc", [d_sae, d_in], steps, plan))
             .transpose()?,
         b_enc: from.moments("b_enc", [d_sae], steps)?,
-        w_dec: from.moments("w_dec", [d_sae, d_out], steps)?,
+        w_dec: from.matrix_state("w_dec", [d_sae, d_out], steps, plan)?,
         b_dec: from.moments("b_dec", [d_out], steps)?,
         steps: step_names(sparsifier.encoder).map(of_step).collect::<Result<_>>()?,
         skip: skips.then(|| from.moments("skip", [d_out, d_in], steps)).transpose()?,
@@ -415,6 +427,16 @@ impl Tensors<'_> {
         let mean = self.values(&format!("{name}.mean"), &shape)?;
         let square = self.values(&format!("{name}.square"), &shape)?;
         Moments::from_host(shape, mean, square, steps, self.device)
+    }
+
+    fn matrix_state(&self, name: &str, shape: [usize; 2], steps: u64, plan: &TrainPlan) -> Result<MatrixState> {
+        Ok(match plan.config.muon() {
+            Some(momentum) => {
+                let sum = self.values(&format!("{name}.momentum"), &shape)?;
+                MatrixState::Muon(Muon::from_host(momentum, shape, sum, self.device)?)
+            }
+            None => MatrixState::Adam(self.moments(name, shape, steps)?),
+        })
     }
 
     fn counts(&self, name: &str, n: usize) -> Result<Vec<u64>> {

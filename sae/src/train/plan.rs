@@ -14,7 +14,7 @@ use crate::config::{BilinearConfig, RunConfig};
 use crate::dictionary::Shape;
 use crate::error::{Error, Result};
 use crate::objective::Objective;
-use crate::optimizer::Adam;
+use crate::optimizer::{Adam, MatrixState, Moments, Muon};
 use crate::sparsifier::Allocation;
 
 /// Most rows that are held out unless asked.
@@ -203,6 +203,14 @@ impl TrainPlan {
         }
     }
 
+    /// The state of a matrix of encoder or decoder before the first step.
+    pub(super) fn matrix_state(&self, shape: [usize; 2], device: &Device) -> MatrixState {
+        match self.config.muon() {
+            Some(momentum) => MatrixState::Muon(Muon::new(momentum, shape, device)),
+            None => MatrixState::Adam(Moments::new(shape, device)),
+        }
+    }
+
     pub(super) fn objective(&self) -> Objective {
         let full_at = (self.d_out() / 2).max(1);
         let objective = Objective::new(&self.config.objective, self.config.train.aux_weight, full_at);
@@ -259,6 +267,8 @@ impl TrainPlan {
     fn estimate_sizes(&mut self, input: &Input) -> Result<()> {
         let reading = input.memory_bytes(self)?;
         self.shared_bytes = reading.unwrap_or(0);
+        // Instead of one of the moments, what Newton-Schulz works on: two of one matrix at a time, twice.
+        let muon = u64::from(self.config.muon().is_some());
         let averages = u64::from(self.config.train.ema.is_some());
         let sizes = || {
             let parameters = self.parameters()?.checked_mul(4)?;
@@ -271,7 +281,7 @@ impl TrainPlan {
             // about eight arrays of a batch's rows between reading and the
             // gradient of the reconstruction; codes with their gradients.
             let memory = parameters
-                .checked_mul(4 + 2 * averages)?
+                .checked_mul(4 + 2 * averages + muon)?
                 .checked_add(rows.checked_mul(8)?)?;
             let memory = memory.checked_add(codes.checked_mul(3)?)?.checked_add(reading?)?;
             // A kernel over pairs of latents, the products and weights that it is made of, and their gradients.
@@ -317,7 +327,16 @@ impl TrainPlan {
         let sparse = 4.0 * 4.0 * (self.batch * self.active()) as f64 * widths;
         let arrays = if self.config.train.ema.is_some() { 11.0 } else { 7.0 };
         let optimizer = arrays * 4.0 * self.parameters().unwrap_or(u64::MAX) as f64;
-        let step = dense + (sparse + optimizer) / BYTES_PER_SECOND;
+        // Muon's five steps are two products of the smaller side with each matrix.
+        let muon = |width: usize| {
+            let (small, large) = (width.min(self.d_sae) as f64, width.max(self.d_sae) as f64);
+            5.0 * 4.0 * small * small * large / rate
+        };
+        let muon = match self.config.muon() {
+            Some(_) => muon(self.d_in()) + muon(self.d_out()),
+            None => 0.0,
+        };
+        let step = dense + muon + (sparse + optimizer) / BYTES_PER_SECOND;
         let held_out = (self.held_out_rows.end - self.held_out_rows.start) as f64;
         let measurement = held_out * per_token / rate;
         let measurements = self.steps.div_ceil(self.eval_every) as f64;

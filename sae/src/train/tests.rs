@@ -23,7 +23,7 @@ use crate::dictionary::{Place, Sae, Scales};
 use crate::encoder::unrolled::EncoderStep;
 use crate::kernels::Search;
 use crate::objective::{Loss, Objective, ObjectiveConfig};
-use crate::optimizer::{Adam, Moments};
+use crate::optimizer::{Adam, MatrixState, Moments};
 use crate::sparsifier::Sparsifier;
 
 const D_IN: usize = 5;
@@ -50,7 +50,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         w_enc: tensor(matrix(10 + n)),
         b_enc: Tensor::from_inner(vector(D_SAE, 20 + n)).require_grad(),
     };
-    let of_step = |_| (Moments::new([D_SAE, D_IN], &device), Moments::new([D_SAE], &device));
+    let of_step = |_| (MatrixState::Adam(Moments::new([D_SAE, D_IN], &device)), Moments::new([D_SAE], &device));
     Trainer {
         sae: Sae {
             w_enc: tensor(matrix(1)),
@@ -65,9 +65,9 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         },
         optimizer: Optimizer {
             adam: Adam::default(),
-            w_enc: Some(Moments::new([D_SAE, D_IN], &device)),
+            w_enc: Some(MatrixState::Adam(Moments::new([D_SAE, D_IN], &device))),
             b_enc: Moments::new([D_SAE], &device),
-            w_dec: Moments::new([D_SAE, D_IN], &device),
+            w_dec: MatrixState::Adam(Moments::new([D_SAE, D_IN], &device)),
             b_dec: Moments::new([D_IN], &device),
             steps: (0..own_steps).map(of_step).collect(),
             skip: None,
@@ -313,8 +313,11 @@ fn gradients_over_the_limit_are_shortened_together_and_shorter_ones_are_left_alo
         let mut trainer = trainer(Sparsifier::top_k(2));
         trainer.clip_norm = clip_norm;
         let step = trainer.step(rows()).unwrap();
-        let means =
-            [&trainer.optimizer.w_enc.as_ref().unwrap(), &&trainer.optimizer.w_dec].map(|m| m.read().unwrap().0);
+        let mean = |state: &MatrixState| match state {
+            MatrixState::Adam(moments) => moments.read().unwrap().0,
+            MatrixState::Muon(_) => panic!("it is Adam's"),
+        };
+        let means = [mean(trainer.optimizer.w_enc.as_ref().unwrap()), mean(&trainer.optimizer.w_dec)];
         (step.gradient_norm, means)
     };
     let (none, plain) = stepped(None);

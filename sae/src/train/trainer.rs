@@ -18,19 +18,19 @@ use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
 use crate::kernels::Search;
 use crate::objective::{Loss, Moment, Objective};
-use crate::optimizer::{Adam, Constraint, Moments, clip_scale, squared_norm};
+use crate::optimizer::{Adam, Constraint, MatrixState, Moments, clip_scale, squared_norm};
 use crate::sparsifier::Gate;
 
-/// Adam's state of every parameter.
+/// The optimisers' state of every parameter.
 pub struct Optimizer {
     pub adam: Adam,
     /// `None` where the encoder is the decoder's transpose.
-    pub w_enc: Option<Moments<2>>,
+    pub w_enc: Option<MatrixState>,
     pub b_enc: Moments<1>,
-    pub w_dec: Moments<2>,
+    pub w_dec: MatrixState,
     pub b_dec: Moments<1>,
     /// Of the encoder's steps behind the first, where they have parameters of their own: matrices and biases.
-    pub steps: Vec<(Moments<2>, Moments<1>)>,
+    pub steps: Vec<(MatrixState, Moments<1>)>,
     /// Of a skip connection.
     pub skip: Option<Moments<2>>,
     /// Of thresholds that are learned.
@@ -144,14 +144,14 @@ impl Trainer {
         let learned = plan.config.learns_thresholds();
         let optimizer = Optimizer {
             adam: plan.adam(),
-            w_enc: (!plan.config.is_tied()).then(|| Moments::new([d_sae, d_in], device)),
+            w_enc: (!plan.config.is_tied()).then(|| plan.matrix_state([d_sae, d_in], device)),
             b_enc: Moments::new([d_sae], device),
-            w_dec: Moments::new([d_sae, d_out], device),
+            w_dec: plan.matrix_state([d_sae, d_out], device),
             b_dec: Moments::new([d_out], device),
             steps: sae
                 .steps
                 .iter()
-                .map(|_| (Moments::new([d_sae, d_in], device), Moments::new([d_sae], device)))
+                .map(|_| (plan.matrix_state([d_sae, d_in], device), Moments::new([d_sae], device)))
                 .collect(),
             skip: sae.skip.is_some().then(|| Moments::new([d_out, d_in], device)),
             threshold: learned.then(|| Moments::new([d_sae], device)),
@@ -416,7 +416,7 @@ impl Trainer {
         }
     }
 
-    /// Adam on every parameter, in place, with gradients times `scale`; the decoder keeps unit rows, and thresholds stay at 0
+    /// An optimiser's step of every parameter, Adam's in place, with gradients times `scale`; the decoder keeps unit rows, and thresholds stay at 0
     /// or above.
     fn update(&mut self, gradients: Gradients, lr: f64, scale: f64) {
         let (sae, opt) = (&mut self.sae, &mut self.optimizer);
@@ -425,18 +425,18 @@ impl Trainer {
         // Of a tied encoder nothing is left: the decoder's buffer is updated in place only while nobody shares it.
         let w_enc = sae.w_enc.extract();
         if let (Some(gradient), Some(moments)) = (gradients.w_enc, &mut opt.w_enc) {
-            sae.w_enc = adam.step(w_enc, gradient, moments, lr, scale, free);
+            sae.w_enc = moments.step(&adam, w_enc, gradient, lr, scale, free);
         } else {
             drop(w_enc);
         }
         sae.b_enc = adam.step(sae.b_enc.extract(), gradients.b_enc, &mut opt.b_enc, lr, scale, free);
         let steps = sae.steps.iter_mut().zip(gradients.steps).zip(&mut opt.steps);
         for ((step, gradient), (of_w_enc, of_b_enc)) in steps {
-            step.w_enc = adam.step(step.w_enc.extract(), gradient.w_enc, of_w_enc, lr, scale, free);
+            step.w_enc = of_w_enc.step(&adam, step.w_enc.extract(), gradient.w_enc, lr, scale, free);
             step.b_enc = adam.step(step.b_enc.extract(), gradient.b_enc, of_b_enc, lr, scale, free);
         }
         let unit = Constraint::UnitRows;
-        sae.w_dec = adam.step(sae.w_dec.extract(), gradients.w_dec, &mut opt.w_dec, lr, scale, unit);
+        sae.w_dec = opt.w_dec.step(&adam, sae.w_dec.extract(), gradients.w_dec, lr, scale, unit);
         if opt.w_enc.is_none() {
             sae.w_enc = sae.w_dec.clone();
         }

@@ -15,7 +15,7 @@ use crate::code::to_host;
 use crate::config::{Decay, Method};
 use crate::dictionary::{Place, Sae, Scale, Scales};
 use crate::objective::{Forward, Objective};
-use crate::optimizer::{Adam, Moments};
+use crate::optimizer::{Adam, MatrixState, Moments};
 use crate::sparsifier::Gate;
 
 const D_IN: usize = 16;
@@ -88,9 +88,9 @@ impl Peer {
             },
             optimizer: Optimizer {
                 adam: Adam::default(),
-                w_enc: Some(Moments::new([D_SAE, D_IN], &device)),
+                w_enc: Some(MatrixState::Adam(Moments::new([D_SAE, D_IN], &device))),
                 b_enc: moments(D_SAE),
-                w_dec: Moments::new([D_SAE, d_out], &device),
+                w_dec: MatrixState::Adam(Moments::new([D_SAE, d_out], &device)),
                 b_dec: moments(d_out),
                 steps: Vec::new(),
                 skip: self.has("skip").then(|| Moments::new([d_out, D_IN], &device)),

@@ -200,6 +200,9 @@ pub struct TrainConfig {
     /// A latent that has not fired for so many tokens is dead. Default: 5% of the run's tokens, at most 10 million.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_after_tokens: Option<u64>,
+    /// Steps between resampling dead latents. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resample_every: Option<u64>,
     /// Where `b_dec` starts.
     pub b_dec_init: BDecInit,
     /// How the latents that fire are looked for in training: `auto`, or `exact` for f32 alone.
@@ -261,6 +264,7 @@ impl Default for TrainConfig {
             aux_zipf_share: None,
             aux_k: None,
             dead_after_tokens: None,
+            resample_every: None,
             b_dec_init: BDecInit::default(),
             select: Search::default(),
             seed: 0,
@@ -374,6 +378,7 @@ impl RunConfig {
             ("train.batch", train.batch.map(|n| n as u64)),
             ("train.aux_k", train.aux_k.map(|n| n as u64)),
             ("train.dead_after_tokens", train.dead_after_tokens),
+            ("train.resample_every", train.resample_every),
             ("train.eval_every", train.eval_every),
             ("train.log_every", train.log_every),
             ("train.checkpoint_every", train.checkpoint_every),

@@ -101,10 +101,27 @@ impl<const D: usize> Moments<D> {
         ))
     }
 
+    /// Begins anew for `rows`, those of latents or their elements: their moments are 0, and the count of steps stays.
+    pub fn forget(&mut self, rows: &[i32]) {
+        self.mean = without_rows(self.mean.extract(), rows);
+        self.square = without_rows(self.square.extract(), rows);
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
     }
+}
+
+/// `tensor` with zeros in `rows`.
+fn without_rows<const D: usize>(tensor: Tensor<D>, rows: &[i32]) -> Tensor<D> {
+    let n = tensor.dims()[0];
+    let mut kept = vec![1.0f32; n];
+    rows.iter().for_each(|&row| kept[row as usize] = 0.0);
+    let mut shape = [1; D];
+    shape[0] = n;
+    let kept = Tensor::<D>::from_data(TensorData::new(kept, shape), &tensor.device());
+    tensor * kept
 }
 
 impl Adam {

@@ -33,6 +33,7 @@ mod member;
 mod plan;
 mod quadratic;
 mod read_ahead;
+mod resample;
 mod run_dir;
 pub mod runs;
 mod schedule;

@@ -386,9 +386,26 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
     for (method, more) in [
         ("batch_topk", &[("objective.matryoshka.sampled", "3")][..]),
         ("batch_topk", &[("train.clip_norm", "0.5"), ("train.decay", "cosine")]),
-        ("jumprelu", &[("objective.tilted.t", "3"), ("train.ema", "0.9")]),
-        ("relu", &[("objective.orthogonality.every", "3")]),
-        ("gated", &[("objective.tilted.t", "3"), ("train.ema", "0.9")]),
+        (
+            "jumprelu",
+            &[
+                ("objective.tilted.t", "3"),
+                ("train.ema", "0.9"),
+                ("train.resample_every", "7"),
+            ],
+        ),
+        (
+            "relu",
+            &[("objective.orthogonality.every", "3"), ("train.resample_every", "5")],
+        ),
+        (
+            "gated",
+            &[
+                ("objective.tilted.t", "3"),
+                ("train.ema", "0.9"),
+                ("train.resample_every", "7"),
+            ],
+        ),
         ("half", &[("objective.tilted.t", "3"), ("train.optimizer", "muon")]),
         ("soft", &[("sae.lambda", "3")]),
         ("feature_choice", &[("sae.mutual_share", "0.4")]),
@@ -420,6 +437,7 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
                 ("sae.encoder", "unrolled"),
                 ("sae.encoder_weights", "learned"),
                 ("train.optimizer", "muon"),
+                ("train.resample_every", "7"),
                 ("train.ema", "0.9"),
                 ("train.clip_norm", "0.5"),
             ],
@@ -491,6 +509,26 @@ fn the_norm_of_gradients_is_logged_where_they_are_clipped_and_clipping_changes_t
 }
 
 #[test]
+fn resampled_latents_are_counted_along_the_run() {
+    let place = Place::new(false);
+    let more = [
+        ("train.resample_every", "40"),
+        ("train.dead_after_tokens", "2000"),
+        ("train.log_every", "40"),
+    ];
+    let summary = place.run(&sets("topk", &more), "run", false).unwrap();
+    check_saved(&place, "run", &summary, false);
+    assert!(summary.held_out.fvu < 0.15, "{summary:?}");
+    let log = fs::read_to_string(place.out("run/metrics.jsonl")).unwrap();
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    let at = |step: u64| log.lines().map(line).find(|l| l["step"] == step).unwrap()["resampled"].clone();
+    let counts: Vec<u64> = (1..=15).map(|n| at(40 * n).as_u64().unwrap()).collect();
+    assert!(counts.is_sorted() && counts[13] > 0, "{counts:?}");
+    // Behind the last step nobody would train them.
+    assert_eq!(counts[14], counts[13]);
+}
+
+#[test]
 fn muon_learns_sparse_data_and_keeps_decoder_rows_at_length_one() {
     let place = Place::new(false);
     for tied in ["false", "true"] {
@@ -518,7 +556,8 @@ fn an_average_of_the_parameters_is_saved_with_unit_rows_and_measured() {
     ] {
         let place = Place::new(signed);
         // Without a decay of the rate the last parameters jitter about their mean.
-        let more: Vec<_> = more.iter().copied().chain([("train.decay", "constant")]).collect();
+        let rate = [("train.decay", "constant"), ("train.lr", "2e-2")];
+        let more: Vec<_> = more.iter().copied().chain(rate).collect();
         let plain = place.run(&sets(method, &more), "plain", false).unwrap();
         let more: Vec<_> = more.into_iter().chain([("train.ema", "0.98")]).collect();
         let summary = place.run(&sets(method, &more), "run", false).unwrap();

@@ -23,7 +23,13 @@ pub struct BilinearConfig {
 }
 
 /// Keys of `[train]` that are for sparse dictionaries alone.
-const SPARSE_TRAINING: [&str; 4] = ["train.clip_norm", "train.ema", "train.optimizer", "train.muon_momentum"];
+const SPARSE_TRAINING: [&str; 5] = [
+    "train.clip_norm",
+    "train.ema",
+    "train.optimizer",
+    "train.muon_momentum",
+    "train.resample_every",
+];
 
 impl Default for BilinearConfig {
     fn default() -> Self {
@@ -67,7 +73,9 @@ impl RunConfig {
             };
         }
         for key in keys::given(self)? {
-            if SPARSE_TRAINING.contains(&key.as_str()) {
+            // It is always written down.
+            let plain = key == "train.optimizer" && self.muon().is_none();
+            if SPARSE_TRAINING.contains(&key.as_str()) && !plain {
                 return Err(Error::config(
                     key,
                     "is given, but sae.method is bilinear, which is trained by plain Adam: leave it out",

@@ -82,6 +82,7 @@ fn complete() -> RunConfig {
             aux_zipf_share: Some(0.5),
             aux_k: Some(1),
             dead_after_tokens: Some(1),
+            resample_every: Some(1),
             eval_every: Some(1),
             log_every: Some(1),
             checkpoint_every: Some(1),

@@ -267,6 +267,7 @@ impl RunConfig {
             }
         }
         self.validate_encoder()?;
+        self.validate_resampling()?;
         self.validate_course(d_sae)?;
         self.sparsifier().validate(d_sae.unwrap_or(usize::MAX))?;
         self.validate_inference(d_sae)?;

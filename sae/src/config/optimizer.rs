@@ -50,6 +50,30 @@ impl RunConfig {
         }
     }
 
+    /// Refuses resampling where encoder and decoder rows cannot be one direction of different lengths.
+    pub(super) fn validate_resampling(&self) -> Result<()> {
+        let (sae, data) = (&self.sae, &self.data);
+        let problem = match self.train.resample_every {
+            None => return Ok(()),
+            Some(_) if data.target.is_some() || data.target_acts.is_some() => {
+                "data.target is something else than what is read: a row that is reconstructed badly is the direction of an \
+                 encoder and of a decoder only where they are of the same place"
+            }
+            Some(_) if self.encoder().is_pursuit() => {
+                "sae.encoder is a pursuit, which has one matrix: its rows cannot begin shorter in the encoder than in the decoder"
+            }
+            Some(_) if sae.tied == Some(true) => {
+                "sae.tied is true: rows of one matrix cannot begin shorter in the encoder than in the decoder"
+            }
+            Some(_) => return Ok(()),
+        };
+        let advice = "leave it out, and have dead latents revived by train.aux_weight";
+        Err(Error::config(
+            "train.resample_every",
+            format!("is given, but {problem}; {advice}"),
+        ))
+    }
+
     /// Refuses values that cannot be, and keys that contradict each other.
     pub(super) fn validate_optimizer(&self) -> Result<()> {
         let train = &self.train;
@@ -74,7 +98,12 @@ impl RunConfig {
             ("train.decay_share", train.decay_share, share, "a share between 0 and 1"),
             ("train.clip_norm", train.clip_norm, positive, "a positive number"),
             ("train.ema", train.ema, decay, "more than 0 and less than 1"),
-            ("train.muon_momentum", train.muon_momentum, momentum, "0 or more and less than 1"),
+            (
+                "train.muon_momentum",
+                train.muon_momentum,
+                momentum,
+                "0 or more and less than 1",
+            ),
         ];
         for (key, value, good, expected) in values {
             if let Some(value) = value.filter(|&v| !good(v)) {

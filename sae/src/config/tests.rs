@@ -273,6 +273,25 @@ fn keys_that_contradict_each_other_are_refused_naming_both() {
             ["train.optimizer", "sae.method is bilinear"],
         ),
         (
+            vec![("train.resample_every", "9"), ("sae.tied", "true")],
+            ["train.resample_every", "sae.tied is true"],
+        ),
+        (
+            vec![("train.resample_every", "9"), ("sae.encoder", "matching_pursuit")],
+            ["train.resample_every", "sae.encoder is a pursuit"],
+        ),
+        (
+            vec![
+                ("train.resample_every", "9"),
+                ("data.target", "[\"blocks.0.hook_mlp_out\"]"),
+            ],
+            ["train.resample_every", "data.target"],
+        ),
+        (
+            vec![("train.resample_every", "9"), ("sae.method", "bilinear")],
+            ["train.resample_every", "sae.method is bilinear"],
+        ),
+        (
             vec![("sae.method", "bilinear"), ("train.clip_norm", "1")],
             ["train.clip_norm", "sae.method is bilinear"],
         ),

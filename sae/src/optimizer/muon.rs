@@ -5,7 +5,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Adam, Constraint, Moments};
+use super::{Adam, Constraint, Moments, without_rows};
 use crate::code::to_host;
 use crate::error::{Error, Result};
 
@@ -125,6 +125,14 @@ pub enum MatrixState {
 }
 
 impl MatrixState {
+    /// Begins anew for `rows`: their moments, or momentum, are 0.
+    pub fn forget(&mut self, rows: &[i32]) {
+        match self {
+            Self::Adam(moments) => moments.forget(rows),
+            Self::Muon(muon) => muon.sum = without_rows(muon.sum.extract(), rows),
+        }
+    }
+
     /// One step by its optimiser: [`Adam::step`] with `adam`, or [`Muon::step`].
     pub fn step(
         &mut self,
@@ -171,7 +179,9 @@ mod tests {
         let gram = read(x.clone().matmul(x.transpose()));
         all.chunks(small)
             .map(|v| {
-                let gv = gram.chunks(small).map(|g| g.iter().zip(v).map(|(g, v)| f64::from(g * v)).sum::<f64>());
+                let gv = gram
+                    .chunks(small)
+                    .map(|g| g.iter().zip(v).map(|(g, v)| f64::from(g * v)).sum::<f64>());
                 let form: f64 = gv.zip(v).map(|(gv, v)| gv * f64::from(*v)).sum();
                 form / v.iter().map(|v| f64::from(v * v)).sum::<f64>()
             })
@@ -213,7 +223,10 @@ mod tests {
         let matrix = Tensor::<2>::from_data(TensorData::new(signs.clone(), [5, 5]), &device);
         for (found, before) in read(orthogonalised(matrix)).into_iter().zip(signs) {
             assert!(before != 0.0 || found.abs() < 1e-6, "{found} {before}");
-            assert!(before == 0.0 || (0.6..1.3).contains(&(found / before * 3.0)), "{found} {before}");
+            assert!(
+                before == 0.0 || (0.6..1.3).contains(&(found / before * 3.0)),
+                "{found} {before}"
+            );
         }
     }
 

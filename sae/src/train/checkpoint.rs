@@ -55,6 +55,9 @@ pub struct State {
     /// Of what is written, scaled; of a sparse dictionary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     variance: Option<f64>,
+    /// Latents resampled so far, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resampled: Option<u64>,
     /// The file beside this one that holds the tensors.
     tensors: String,
 }
@@ -86,6 +89,9 @@ pub fn save(
         fingerprint: fingerprint.to_owned(),
         scales: learner.sparse().map(|trainer| trainer.scales.clone()),
         variance: learner.sparse().map(|trainer| trainer.variance),
+        resampled: learner
+            .sparse()
+            .and_then(|trainer| trainer.resampling.as_ref().map(|r| r.count)),
         tensors: format!("tensors-{:08}.safetensors", learner.steps_done()),
     };
     let path = dir.join(&state.tensors);
@@ -338,7 +344,7 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         )),
         false => None,
     };
-    Ok(Trainer::new(
+    let mut trainer = Trainer::new(
         plan,
         sae,
         gate,
@@ -349,7 +355,17 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         scales.clone(),
         variance,
         steps,
-    ))
+    );
+    if let Some(resampling) = &mut trainer.resampling {
+        let missing = || {
+            Error::bad_file(
+                &from.path,
+                "its state.json does not say how many latents were resampled",
+            )
+        };
+        resampling.count = state.resampled.ok_or_else(missing)?;
+    }
+    Ok(trainer)
 }
 
 /// The tensors of a checkpoint.

@@ -41,6 +41,11 @@ impl Silence {
         }
     }
 
+    /// Counts `latents` from 0 again, whether they fired or not.
+    pub fn begin_anew(&mut self, latents: &[i32]) {
+        latents.iter().for_each(|&i| self.tokens[i as usize] = 0);
+    }
+
     /// The dead latents, ascending.
     pub fn dead(&self) -> Vec<i32> {
         let latents = self.tokens.iter().zip(0..);

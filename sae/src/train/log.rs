@@ -43,6 +43,9 @@ pub struct Line {
     pub l0: f32,
     /// Share of latents silent for `train.dead_after_tokens`.
     pub dead_share: f32,
+    /// Latents resampled so far, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resampled: Option<u64>,
     /// On all held-out rows, where they were measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<HeldOut>,
@@ -67,6 +70,7 @@ impl Line {
             gradient_norm: step.gradient_norm,
             l0: step.l0,
             dead_share: step.dead_share,
+            resampled: step.resampled,
             held_out,
             fvu_by_hook: BTreeMap::new(),
             density: None,

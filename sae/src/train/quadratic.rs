@@ -121,6 +121,7 @@ impl Quadratic {
             // Codes are dense.
             l0: self.bilinear.d_sae() as f32,
             dead_share: 0.0,
+            resampled: None,
         })
     }
 

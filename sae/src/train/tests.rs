@@ -13,6 +13,7 @@ use self::support::npy;
 use super::average::Average;
 use super::course::Course;
 use super::dead::Silence;
+use super::resample::Resampling;
 use super::schedule::Schedule;
 use super::sides::Sides;
 use super::trainer::{Optimizer, Trainer};
@@ -50,7 +51,12 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         w_enc: tensor(matrix(10 + n)),
         b_enc: Tensor::from_inner(vector(D_SAE, 20 + n)).require_grad(),
     };
-    let of_step = |_| (MatrixState::Adam(Moments::new([D_SAE, D_IN], &device)), Moments::new([D_SAE], &device));
+    let of_step = |_| {
+        (
+            MatrixState::Adam(Moments::new([D_SAE, D_IN], &device)),
+            Moments::new([D_SAE], &device),
+        )
+    };
     Trainer {
         sae: Sae {
             w_enc: tensor(matrix(1)),
@@ -77,6 +83,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         gate: None,
         average: None,
         silence: Silence::new(D_SAE, 1000),
+        resampling: None,
         density: None,
         course: Course::default(),
         sides: Sides::new(
@@ -317,7 +324,10 @@ fn gradients_over_the_limit_are_shortened_together_and_shorter_ones_are_left_alo
             MatrixState::Adam(moments) => moments.read().unwrap().0,
             MatrixState::Muon(_) => panic!("it is Adam's"),
         };
-        let means = [mean(trainer.optimizer.w_enc.as_ref().unwrap()), mean(&trainer.optimizer.w_dec)];
+        let means = [
+            mean(trainer.optimizer.w_enc.as_ref().unwrap()),
+            mean(&trainer.optimizer.w_dec),
+        ];
         (step.gradient_norm, means)
     };
     let (none, plain) = stepped(None);
@@ -361,6 +371,75 @@ fn gradients_that_are_not_finite_change_nothing_where_their_norm_is_asked_for() 
     assert_eq!((step.number, trainer.steps_done()), (1, 0));
     assert_eq!([f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec)], before);
     assert_eq!(trainer.optimizer.b_dec.read().unwrap(), moments);
+}
+
+#[test]
+fn resampled_latents_are_rows_of_the_batch_and_begin_from_nothing() {
+    let resampling = Resampling {
+        every: 1,
+        threshold: None,
+        count: 0,
+    };
+    let [mut plain, mut trainer] = [None, Some(resampling)].map(|resampling| {
+        let mut trainer = trainer(Sparsifier::top_k(2));
+        let silent = (0..D_SAE as i32)
+            .map(|i| if DEAD.contains(&i) { 2000 } else { 0 })
+            .collect();
+        trainer.silence = Silence::from_tokens(silent, 1000);
+        // Dead ones never fire.
+        let bias: Vec<f32> = (0..D_SAE as i32)
+            .map(|i| if DEAD.contains(&i) { -100.0 } else { 0.5 })
+            .collect();
+        let bias = Tensor::from_data(TensorData::new(bias, [D_SAE]), &Device::flex());
+        trainer.sae.b_enc = Tensor::from_inner(bias).require_grad();
+        trainer.resampling = resampling;
+        trainer
+    });
+    let rows = uniform(BATCH * D_IN, 5);
+    assert_eq!(plain.step(rows.clone()).unwrap().resampled, None);
+    assert_eq!(trainer.step(rows.clone()).unwrap().resampled, Some(3));
+    assert!(trainer.silence.dead().is_empty() && plain.silence.dead() == DEAD);
+    let b_dec = f64s(&trainer.sae.b_dec);
+    let length = |row: &[f64]| row.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let all = |t: &Trainer| [f64s(&t.sae.w_dec), f64s(&t.sae.w_enc), f64s(&t.sae.b_enc)];
+    let ([w_dec, w_enc, b_enc], before) = (all(&trainer), all(&plain));
+    let living = before[1]
+        .chunks(D_IN)
+        .enumerate()
+        .filter(|(i, _)| !DEAD.contains(&(*i as i32)));
+    let mean = living.map(|(_, row)| length(row)).sum::<f64>() / (D_SAE - DEAD.len()) as f64;
+    let MatrixState::Adam(moments) = &trainer.optimizer.w_dec else {
+        panic!("it is Adam's")
+    };
+    let moments = moments.read().unwrap();
+    for i in 0..D_SAE {
+        let row = |of: &[f64]| of[i * D_IN..][..D_IN].to_vec();
+        if !DEAD.contains(&(i as i32)) {
+            assert_eq!(
+                (row(&w_dec), row(&w_enc), b_enc[i]),
+                (row(&before[0]), row(&before[1]), before[2][i])
+            );
+            continue;
+        }
+        let direction = row(&w_dec);
+        let is_of = |x: &[f32]| {
+            let x: Vec<f64> = x.iter().zip(&b_dec).map(|(x, b)| f64::from(*x) - b).collect();
+            let along: f64 = x.iter().zip(&direction).map(|(x, d)| x * d).sum();
+            (along - length(&x)).abs() < 1e-5
+        };
+        assert!(rows.chunks(D_IN).any(is_of), "{direction:?}");
+        for (w_enc, w_dec) in row(&w_enc).iter().zip(&direction) {
+            assert!((w_enc - 0.2 * mean * w_dec).abs() < 1e-6, "{w_enc} {w_dec}");
+        }
+        assert_eq!(b_enc[i], 0.0);
+        for of in [&moments.0, &moments.1] {
+            assert!(of[i * D_IN..][..D_IN].iter().all(|v| *v == 0.0));
+        }
+    }
+    // The same again, to the bit: what is drawn follows from seed and step.
+    trainer.step(rows.clone()).unwrap();
+    plain.step(rows).unwrap();
+    assert_eq!(trainer.resampling.map(|r| r.count), Some(3));
 }
 
 #[test]
@@ -511,10 +590,10 @@ fn sparse_rows(n: usize) -> Vec<f32> {
 }
 
 #[test]
-fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
+fn the_auxiliary_loss_and_resampling_revive_latents_most_of_which_stay_dead_without_them() {
     let dir = tempfile::tempdir().unwrap();
     let path = npy(&dir.path().join("acts.npy"), &sparse_rows(2000), 12);
-    let revived = |method: &str, aux_weight: &str| {
+    let revived = |method: &str, aux_weight: &str, resample_every: Option<u64>| {
         let sets = [
             ("sae.d_sae", "40"),
             ("sae.k", "3"),
@@ -528,6 +607,7 @@ fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
         let sets: Vec<_> = sets.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         let mut config = RunConfig::from_toml("", &sets).unwrap();
         config.data.acts = Some(path.clone());
+        config.train.resample_every = resample_every;
         let plan = TrainPlan::new(&config, &Input::open(&config, &Silent).unwrap(), None).unwrap();
         let mut trainer = started(&plan, &path);
         // All but ten latents read next to nothing: they have been dead for long, and are too few to explain the data.
@@ -556,11 +636,12 @@ fn the_auxiliary_loss_revives_latents_most_of_which_stay_dead_without_it() {
         30 - trainer.silence.dead().iter().filter(|&&i| i >= 10).count()
     };
     for method in ["topk", "abs_topk"] {
-        let (without, with) = (revived(method, "0"), revived(method, "0.03125"));
-        println!("{method}: {without} {with}");
+        let without = revived(method, "0", None);
+        let (loss, resampling) = (revived(method, "0.03125", None), revived(method, "0", Some(40)));
+        println!("{method}: {without} {loss} {resampling}");
         assert!(
-            without <= 6 && with >= 12,
-            "{method}: {without} revive without the loss, {with} with it"
+            without <= 6 && loss >= 12 && resampling >= 12,
+            "{method}: {without} revive by themselves, {loss} with the loss, {resampling} with resampling"
         );
     }
 }

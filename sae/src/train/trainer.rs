@@ -1,43 +1,30 @@
 //! What the loop carries from step to step, and what a step does.
 
 mod forward;
+pub mod update;
 
 use burn::tensor::{Device, Tensor};
 
+pub use self::update::Optimizer;
+pub(super) use self::update::gradient;
 use super::TrainPlan;
 use super::average::Average;
 use super::course::Course;
 use super::dead::Silence;
 use super::density::Density;
 use super::initial::parameters;
+use super::resample::Resampling;
 use super::schedule::Schedule;
 use super::sides::Sides;
 use super::start::Start;
+use crate::code::to_host;
 use crate::dictionary::{Sae, Scales};
 use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
 use crate::kernels::Search;
-use crate::objective::{Loss, Moment, Objective};
-use crate::optimizer::{Adam, Constraint, MatrixState, Moments, clip_scale, squared_norm};
+use crate::objective::{Moment, Objective};
+use crate::optimizer::{Moments, clip_scale};
 use crate::sparsifier::Gate;
-
-/// The optimisers' state of every parameter.
-pub struct Optimizer {
-    pub adam: Adam,
-    /// `None` where the encoder is the decoder's transpose.
-    pub w_enc: Option<MatrixState>,
-    pub b_enc: Moments<1>,
-    pub w_dec: MatrixState,
-    pub b_dec: Moments<1>,
-    /// Of the encoder's steps behind the first, where they have parameters of their own: matrices and biases.
-    pub steps: Vec<(MatrixState, Moments<1>)>,
-    /// Of a skip connection.
-    pub skip: Option<Moments<2>>,
-    /// Of thresholds that are learned.
-    pub threshold: Option<Moments<1>>,
-    /// Of gates: `r_mag` and `b_mag`.
-    pub gate: Option<[Moments<1>; 2]>,
-}
 
 /// A dictionary in training. It sees activations times `scales`; [`Trainer::dictionary`] folds those back out.
 pub struct Trainer {
@@ -49,6 +36,8 @@ pub struct Trainer {
     /// What is measured and saved instead of the parameters.
     pub average: Option<Average>,
     pub silence: Silence,
+    /// Where dead latents begin anew.
+    pub resampling: Option<Resampling>,
     /// How often latents fire, where the selection depends on it.
     pub density: Option<Density>,
     pub course: Course,
@@ -89,45 +78,14 @@ pub struct Step {
     pub l0: f32,
     /// Share of latents that are dead: silent for `dead_after_tokens`.
     pub dead_share: f32,
+    /// Latents resampled so far, where they are.
+    pub resampled: Option<u64>,
 }
 
 impl Step {
     /// Whether loss and gradients are finite. If not, training has diverged, and the parameters are those before the step.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.gradient_norm.is_none_or(f64::is_finite)
-    }
-}
-
-/// Gradients of the loss, shaped as the parameters.
-pub struct Gradients {
-    /// `None` where the encoder is the decoder's transpose: what reaches it is in `w_dec`.
-    pub w_enc: Option<Tensor<2>>,
-    pub b_enc: Tensor<1>,
-    pub w_dec: Tensor<2>,
-    pub b_dec: Tensor<1>,
-    /// Of [`Sae::steps`].
-    pub steps: Vec<EncoderStep>,
-    pub skip: Option<Tensor<2>>,
-    pub threshold: Option<Tensor<1>>,
-    pub gate: Option<[Tensor<1>; 2]>,
-}
-
-impl Gradients {
-    /// The norm of all of them together, before the decoder's are projected.
-    ///
-    /// # Errors
-    /// When the device failed.
-    fn norm(&self) -> Result<f64> {
-        let steps = self.steps.iter().map(|step| (&step.w_enc, &step.b_enc));
-        let matrices = self.w_enc.iter().chain([&self.w_dec]).chain(&self.skip);
-        let vectors = [&self.b_enc, &self.b_dec].into_iter().chain(&self.threshold);
-        let vectors = vectors.chain(self.gate.iter().flatten());
-        let of_steps = steps.map(|(w_enc, b_enc)| Ok(squared_norm(w_enc)? + squared_norm(b_enc)?));
-        let squares = matrices
-            .map(squared_norm)
-            .chain(vectors.map(squared_norm))
-            .chain(of_steps);
-        Ok(squares.sum::<Result<f64>>()?.sqrt())
     }
 }
 
@@ -217,6 +175,7 @@ impl Trainer {
             optimizer,
             average,
             silence,
+            resampling: Resampling::of(plan),
             density,
             course: Course::of(&plan.config),
             sides: plan.sides.clone(),
@@ -324,11 +283,20 @@ impl Trainer {
         };
         let dead = self.silence.dead();
 
+        let due = |r: &Resampling| r.is_due(self.done + 1, self.schedule.steps);
+        let resamples = self.resampling.as_ref().is_some_and(due).then(|| x.clone());
         let pass = self.forward(x, target, &self.aux_latents(&dead, batch));
         let loss = self.objective.loss(&pass);
         // Here the host waits for the device.
         let (total, parts) = loss.read()?;
         let code = pass.code.to_host()?;
+        let errors = match &resamples {
+            Some(_) => {
+                let error = (pass.recon.clone() - pass.target.clone()).no_grad();
+                to_host((error.clone() * error).sum_dim(1).try_into_data())?
+            }
+            None => Vec::new(),
+        };
         drop(pass);
         let active = code.values.iter().filter(|&&v| v != 0.0).count();
         let mut step = Step {
@@ -339,6 +307,7 @@ impl Trainer {
             parts,
             l0: active as f32 / batch as f32,
             dead_share: dead.len() as f32 / self.sae.d_sae() as f32,
+            resampled: None,
         };
         if !step.is_finite() {
             return Ok(step);
@@ -359,6 +328,10 @@ impl Trainer {
             density.add(&code);
         }
         self.done += 1;
+        if let Some(x) = resamples {
+            self.resample(x, &errors)?;
+        }
+        step.resampled = self.resampling.as_ref().map(|r| r.count);
         if self.average.is_some() {
             let (now, gate) = (self.inside(), self.inside_gate());
             if let Some(average) = &mut self.average {
@@ -366,93 +339,6 @@ impl Trainer {
             }
         }
         Ok(step)
-    }
-
-    /// The gradients of a loss. Consumes its graph, so that parameters are not shared any more.
-    pub fn gradients(&self, loss: Loss) -> Gradients {
-        let sae = &self.sae;
-        let mut grads = loss.total.backward();
-        drop(loss);
-        let b_enc = gradient(&sae.b_enc, &mut grads);
-        let of_steps = sae.steps.iter().map(|step| EncoderStep {
-            w_enc: gradient(&step.w_enc, &mut grads),
-            b_enc: gradient(&step.b_enc, &mut grads),
-        });
-        let steps: Vec<EncoderStep> = of_steps.collect();
-        // The encoder sees x - b_dec, so whatever moves pre by g through b_enc moves it by -g w_enc through b_dec: one
-        // product with a vector instead of the gradient of every row of x.
-        let through = |b_enc: &Tensor<1>, w_enc: &Tensor<2>| {
-            let product = b_enc.clone().unsqueeze::<2>().matmul(w_enc.clone().no_grad());
-            product.reshape([sae.d_in()])
-        };
-        let through_encoder = sae.apply_b_dec_to_input.then(|| {
-            let of_steps = sae.steps.iter().zip(&steps);
-            of_steps.fold(through(&b_enc, &sae.w_enc), |sum, (step, gradients)| {
-                sum + through(&gradients.b_enc, &step.w_enc)
-            })
-        });
-        let direct = gradient(&sae.b_dec, &mut grads);
-        let b_dec = match through_encoder {
-            Some(through_encoder) => direct - through_encoder,
-            None => direct,
-        };
-        let of_gate = self.gate.as_ref().map(|gate| {
-            let (r_mag, b_mag) = (gradient(&gate.r_mag, &mut grads), gradient(&gate.b_mag, &mut grads));
-            (gate.gate_bias_gradient(b_enc.clone(), b_mag.clone()), [r_mag, b_mag])
-        });
-        let (b_enc, gate) = match of_gate {
-            Some((b_enc, gate)) => (b_enc, Some(gate)),
-            None => (b_enc, None),
-        };
-        Gradients {
-            gate,
-            w_enc: self.optimizer.w_enc.as_ref().map(|_| gradient(&sae.w_enc, &mut grads)),
-            b_enc,
-            w_dec: gradient(&sae.w_dec, &mut grads),
-            b_dec,
-            steps,
-            skip: sae.skip.as_ref().map(|s| gradient(s, &mut grads)),
-            threshold: self.learned_threshold().map(|t| gradient(t, &mut grads)),
-        }
-    }
-
-    /// An optimiser's step of every parameter, Adam's in place, with gradients times `scale`; the decoder keeps unit rows, and thresholds stay at 0
-    /// or above.
-    fn update(&mut self, gradients: Gradients, lr: f64, scale: f64) {
-        let (sae, opt) = (&mut self.sae, &mut self.optimizer);
-        let adam = opt.adam;
-        let free = Constraint::Free;
-        // Of a tied encoder nothing is left: the decoder's buffer is updated in place only while nobody shares it.
-        let w_enc = sae.w_enc.extract();
-        if let (Some(gradient), Some(moments)) = (gradients.w_enc, &mut opt.w_enc) {
-            sae.w_enc = moments.step(&adam, w_enc, gradient, lr, scale, free);
-        } else {
-            drop(w_enc);
-        }
-        sae.b_enc = adam.step(sae.b_enc.extract(), gradients.b_enc, &mut opt.b_enc, lr, scale, free);
-        let steps = sae.steps.iter_mut().zip(gradients.steps).zip(&mut opt.steps);
-        for ((step, gradient), (of_w_enc, of_b_enc)) in steps {
-            step.w_enc = of_w_enc.step(&adam, step.w_enc.extract(), gradient.w_enc, lr, scale, free);
-            step.b_enc = adam.step(step.b_enc.extract(), gradient.b_enc, of_b_enc, lr, scale, free);
-        }
-        let unit = Constraint::UnitRows;
-        sae.w_dec = opt.w_dec.step(&adam, sae.w_dec.extract(), gradients.w_dec, lr, scale, unit);
-        if opt.w_enc.is_none() {
-            sae.w_enc = sae.w_dec.clone();
-        }
-        sae.b_dec = adam.step(sae.b_dec.extract(), gradients.b_dec, &mut opt.b_dec, lr, scale, free);
-        let skip = sae.skip.take().zip(gradients.skip).zip(opt.skip.as_mut());
-        sae.skip = skip.map(|((skip, gradient), moments)| adam.step(skip, gradient, moments, lr, scale, free));
-        if let (Some(gate), Some([r_mag, b_mag]), Some(of_gate)) = (&mut self.gate, gradients.gate, &mut opt.gate) {
-            gate.r_mag = adam.step(gate.r_mag.extract(), r_mag, &mut of_gate[0], lr, scale, free);
-            gate.b_mag = adam.step(gate.b_mag.extract(), b_mag, &mut of_gate[1], lr, scale, free);
-        }
-        if let (Some(threshold), Some(gradient), Some(moments)) =
-            (&mut sae.threshold, gradients.threshold, &mut opt.threshold)
-        {
-            let stepped = adam.step(threshold.extract(), gradient, moments, lr, scale, free);
-            *threshold = Tensor::from_inner(stepped.no_grad().clamp_min(0.0)).require_grad();
-        }
     }
 }
 
@@ -462,11 +348,4 @@ fn lifted(step: EncoderStep) -> EncoderStep {
         w_enc: Tensor::from_inner(step.w_enc).require_grad(),
         b_enc: Tensor::from_inner(step.b_enc).require_grad(),
     }
-}
-
-/// The gradient of a leaf; zeros where nothing depended on it.
-pub(super) fn gradient<const D: usize>(param: &Tensor<D>, grads: &mut burn::tensor::Gradients) -> Tensor<D> {
-    param
-        .grad_remove(grads)
-        .unwrap_or_else(|| param.clone().no_grad().zeros_like())
 }

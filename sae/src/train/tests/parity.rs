@@ -10,7 +10,8 @@ use super::super::course::Course;
 use super::super::dead::Silence;
 use super::super::schedule::Schedule;
 use super::super::sides::Sides;
-use super::super::trainer::{Gradients, Optimizer, Trainer};
+use super::super::trainer::update::Gradients;
+use super::super::trainer::{Optimizer, Trainer};
 use crate::code::to_host;
 use crate::config::{Decay, Method};
 use crate::dictionary::{Place, Sae, Scale, Scales};
@@ -103,6 +104,7 @@ impl Peer {
             }),
             average: None,
             silence: Silence::new(D_SAE, 1000),
+            resampling: None,
             density: None,
             course: Course::default(),
             sides: Sides::new(&places, 1, self.has("target").then_some(&[1])),

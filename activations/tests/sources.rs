@@ -10,7 +10,7 @@ mod damage;
 
 use std::path::{Path, PathBuf};
 
-use activations::source::{Activations, MixOptions};
+use activations::source::{Activations, Joined, MixOptions, RowReader};
 use activations::{ActDtype, Outcome, Silent, Stop};
 
 fn fixture(name: &str) -> PathBuf {
@@ -121,6 +121,32 @@ fn all_forms_are_mixed_in_one_order_and_continue_exactly() {
         let acts = prepared(acts, &dir.path().join(name).with_extension("safetensors"));
         assert_eq!(draw(&acts, 123), expected, "{name}");
     }
+}
+
+#[test]
+fn the_numbers_of_the_rows_behind_any_state_are_known_without_reading_them() {
+    let acts = Joined::from(Activations::open(&fixture("rows.npy"), None).unwrap());
+    // Room for four of five chunks, so that there are windows; and for all. Both go over the border of an epoch.
+    for memory_bytes in [10_300, 1 << 20] {
+        let options = MixOptions { seed: 3, memory_bytes };
+        let range = 20..acts.n_rows();
+        let mut reader = acts.mixed(range.clone(), &options).unwrap();
+        let mut batch = vec![0.0; 130 * 6];
+        let mut seen = Vec::new();
+        for _ in 0..9 {
+            let state = RowReader::state(&reader);
+            reader.next_batch(&mut batch).unwrap();
+            let numbers = acts.numbers(range.clone(), &options, state, 130).unwrap();
+            for (&number, given) in numbers.iter().zip(batch.chunks_exact(6)) {
+                let mut row = [0.0; 6];
+                acts.read_rows(number..number + 1, &mut row).unwrap();
+                assert_eq!(row, given, "{number} behind {state:?}");
+            }
+            seen.extend(numbers);
+        }
+        assert!(RowReader::state(&reader).epoch > 0 && seen.iter().all(|n| range.contains(n)));
+    }
+    assert_eq!(acts.row_name(7), "row 7");
 }
 
 #[test]

@@ -203,6 +203,9 @@ pub struct TrainConfig {
     /// Steps between resampling dead latents. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resample_every: Option<u64>,
+    /// Training stops when the error of reconstruction is so many times what it was before the first step, or than predicting
+    /// the mean gives if that is more, for ten steps in a row; 0: it never does.
+    pub explosion: f64,
     /// Where `b_dec` starts.
     pub b_dec_init: BDecInit,
     /// How the latents that fire are looked for in training: `auto`, or `exact` for f32 alone.
@@ -265,6 +268,7 @@ impl Default for TrainConfig {
             aux_k: None,
             dead_after_tokens: None,
             resample_every: None,
+            explosion: 100.0,
             b_dec_init: BDecInit::default(),
             select: Search::default(),
             seed: 0,
@@ -410,7 +414,14 @@ impl RunConfig {
             check(key, beta, "0 or more and less than 1", (0.0..1.0).contains(&beta))?;
         }
         let aux = train.aux_weight;
-        check("train.aux_weight", aux, "0 or more", aux >= 0.0)
+        check("train.aux_weight", aux, "0 or more", aux >= 0.0)?;
+        let explosion = train.explosion;
+        check(
+            "train.explosion",
+            explosion,
+            "more than 1, or 0 for never",
+            explosion == 0.0 || explosion > 1.0,
+        )
     }
 }
 

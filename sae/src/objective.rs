@@ -280,6 +280,19 @@ impl Objective {
         })
     }
 
+    /// The mean squared error over `variance`, that of the data, from what the terms gave: close to 1 for what predicts the
+    /// mean, however it is normalised for the loss.
+    pub fn error(&self, parts: &[(&'static str, f32)], variance: f64) -> f32 {
+        let mse = parts
+            .iter()
+            .find(|(name, _)| *name == "mse")
+            .map_or(0.0, |(_, value)| *value);
+        match &self.terms[..] {
+            [Term::Mse(term), ..] if term.normalize == Normalize::None => (f64::from(mse) / variance) as f32,
+            _ => mse,
+        }
+    }
+
     /// Evaluates every term.
     ///
     /// # Panics

@@ -40,6 +40,7 @@ mod schedule;
 mod sides;
 mod start;
 mod trainer;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -192,7 +193,7 @@ impl Training {
     ///
     /// # Errors
     /// When `out` holds a run and `resume` is false; when it holds the run of another configuration or other data, with
-    /// the differences; [`Error::Invalid`] when the loss is not finite any more, naming the step and the last
+    /// the differences; [`Error::Invalid`] when training diverges, naming the step, the rows of its batch and the last
     /// checkpoint; what reading or computing activations and writing files gives.
     pub fn run(
         self,
@@ -245,6 +246,7 @@ impl Training {
         let Some(input) = input.prepare(plan, out, progress, stop)? else {
             return stopped(&waiting);
         };
+        evaluate::refuse_equal(&input, plan)?;
         let saved = waiting.iter().map(|w| w.dir.checkpoint(&device, w.plan));
         let saved: Vec<_> = saved.collect::<Result<_>>()?;
         // Killed while checkpoints were written, some runs are ahead of others, and wait for them.
@@ -354,13 +356,13 @@ struct Run<'a> {
     clock: Instant,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// The loop.
     fn steps(&mut self, progress: &dyn Progress, stop: &Stop) -> Result<Outcome> {
         let plan = self.plan;
         while self.done < plan.steps {
             let Some(x) = self.batches.next_batch(stop)? else {
-                self.save()?;
+                self.save(true)?;
                 return Ok(Outcome::Stopped);
             };
             self.step(x)?;
@@ -370,7 +372,7 @@ impl Run<'_> {
                 progress.note(&notes.join("   "));
             }
             if self.done.is_multiple_of(plan.checkpoint_every) || self.done == plan.steps {
-                self.save()?;
+                self.save(false)?;
             }
         }
         Ok(Outcome::Finished)
@@ -379,19 +381,23 @@ impl Run<'_> {
     /// A batch for everybody who has not seen it.
     fn step(&mut self, x: Vec<f32>) -> Result<()> {
         let now = self.now();
-        let (done, input, failed) = (self.done, self.input, &mut self.failed);
+        let (done, input) = (self.done, self.input);
         let waiting = self.members.iter().filter(|member| member.done() == done).count();
         // The last one takes the batch itself.
         let mut batches = std::iter::repeat_n(x, waiting);
-        self.members.retain_mut(|member| {
-            if member.done() > done {
-                return true;
-            }
-            let x = batches.next().expect("a batch for each who waits");
-            let stepped = member.step(x, input, now);
-            stepped.map_err(|error| failed.get_or_insert(error)).is_ok()
-        });
+        self.each(|member| match member.done() > done {
+            true => Ok(()),
+            false => member.step(batches.next().expect("a batch for each who waits"), input, now),
+        })?;
         self.done += 1;
+        Ok(())
+    }
+
+    /// Does something with each of the members. Those that fail leave, and the others go on.
+    fn each(&mut self, mut act: impl FnMut(&mut Member<'a>) -> Result<()>) -> Result<()> {
+        let failed = &mut self.failed;
+        self.members
+            .retain_mut(|member| act(member).map_err(|error| failed.get_or_insert(error)).is_ok());
         match self.members.is_empty() {
             true => Err(self.failed.take().expect("a run that does not go on says why")),
             false => Ok(()),
@@ -400,16 +406,21 @@ impl Run<'_> {
 
     fn now(&self) -> Moment {
         Moment {
+            before: self.batches.before(),
             reader: self.batches.state(),
             seconds: self.seconds + self.clock.elapsed().as_secs_f64(),
         }
     }
 
-    /// Writes checkpoints of all who are where the reader is.
-    fn save(&mut self) -> Result<()> {
-        let now = self.now();
-        let here = self.members.iter_mut().filter(|member| member.done() == self.done);
-        here.into_iter().try_for_each(|member| member.save(now))
+    /// Writes checkpoints of all who are where the reader is and, unless the run `stops` here, show no sign of exploding.
+    fn save(&mut self, stops: bool) -> Result<()> {
+        let (now, done, input) = (self.now(), self.done, self.input);
+        self.each(
+            |member| match member.done() == done && (stops || !member.is_suspect()) {
+                true => member.save(input, now),
+                false => Ok(()),
+            },
+        )
     }
 
     /// What came out of each, if all went well.

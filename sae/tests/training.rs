@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // test helpers are not #[test] functions, which clippy.toml already excuses
 
+#[path = "training/odd.rs"]
+mod odd;
 #[path = "support/results.rs"]
 mod results;
 #[path = "support/npy.rs"]
@@ -242,6 +244,52 @@ fn divergence_names_the_step_and_the_last_good_checkpoint() {
         "{error}"
     );
     assert!(error.contains("the last good checkpoint is of step"), "{error}");
+    for part in [
+        "the batch of step",
+        "was rows",
+        "and 123 others of",
+        "acts.npy",
+        "is row",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn an_explosion_that_stays_finite_stops_the_run_and_keeps_the_checkpoint_from_before() {
+    let place = Place::new(false);
+    let sets = [
+        ("train.steps", "60"),
+        ("train.checkpoint_every", "1"),
+        ("train.warmup_steps", "0"),
+        ("train.lr", "100"),
+    ];
+    let error = place.run(&sets, "run", false).unwrap_err().to_string();
+    for part in [
+        "diverged",
+        "train.explosion",
+        "at step 11",
+        "since step 2",
+        "the batch of step 2 was rows",
+        "train.lr",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(error.contains("the last good checkpoint is of step 1 in"), "{error}");
+    let state = fs::read_to_string(place.out("run/checkpoint/state.json")).unwrap();
+    assert!(state.contains("\"step\": 1"), "{state}");
+    // Stopped in between and resumed, it ends at the same step with the same words but for the checkpoint.
+    let stop = Stop::new();
+    let interrupt = Interrupt::new(6, Some(stop.clone()));
+    let (outcome, _) = train::run(&place.config(&sets), &place.out("stopped"), false, &interrupt, &stop).unwrap();
+    assert_eq!(outcome, Outcome::Stopped);
+    let again = place.run(&sets, "stopped", true).unwrap_err().to_string();
+    let words = |error: &str| error.split("; the last").next().unwrap().to_owned();
+    assert_eq!(words(&again), words(&error));
+    assert!(again.contains("is of step 6") && again.contains("had begun"), "{again}");
+    // Asked for, it goes on.
+    let more = [("train.explosion", "0")];
+    place.run(&[&sets[..], &more].concat(), "on", false).unwrap();
 }
 
 #[test]
@@ -303,7 +351,7 @@ fn the_plan_fills_every_gap_and_its_run_toml_says_so() {
     let written = RunConfig::from_toml(&plan.config.to_toml().unwrap(), &[]).unwrap();
     let again = train::plan(&written).unwrap();
     assert_eq!(again.config, plan.config);
-    assert_eq!(plan.config.to_toml().unwrap().matches('=').count(), 23);
+    assert_eq!(plan.config.to_toml().unwrap().matches('=').count(), 24);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 
 use super::mix::{order, refuse_part_of_a_row};
+use super::order::Order;
 use super::{Activations, MixOptions, MixState, MixedReader, Origin, RowReader, Split, hex};
 use crate::error::{Error, Result};
 use crate::progress::{Outcome, Progress, Stop};
@@ -102,9 +103,13 @@ impl Joined {
     /// # Errors
     /// As [`Activations::split`].
     pub fn split(&self, held_out_rows: u64) -> Result<Split> {
+        self.placed().split(held_out_rows)
+    }
+
+    /// The first part that knows of contexts, or the first.
+    fn placed(&self) -> &Activations {
         let knows = |part: &&Activations| part.rows.places.is_some() || part.rows.context_rows > 1;
-        let part = self.parts.iter().find(knows).unwrap_or(&self.parts[0]);
-        part.split(held_out_rows)
+        self.parts.iter().find(knows).unwrap_or(&self.parts[0])
     }
 
     /// Bytes of the copies that [`prepare`](Self::prepare) makes.
@@ -144,13 +149,37 @@ impl Joined {
         Ok(())
     }
 
+    fn order(&self, rows: Range<u64>, options: &MixOptions) -> Result<Order> {
+        let row_bytes: Vec<usize> = self.parts.iter().map(|part| part.rows.acts.width()).collect();
+        order(&self.name(), self.n_rows(), rows, &row_bytes, options)
+    }
+
+    /// The numbers of the `n` rows that the reader of [`mixed`](Self::mixed) gives out from `state` on: computed from the
+    /// state alone, without reading a row.
+    ///
+    /// # Errors
+    /// As [`mixed`](Self::mixed).
+    pub fn numbers(&self, rows: Range<u64>, options: &MixOptions, state: MixState, n: usize) -> Result<Vec<u64>> {
+        Ok(self.order(rows, options)?.rows_from(state, n))
+    }
+
+    /// What to call a row: its number, and its context and position where they are known; where the rows are those of
+    /// several files, the file, and the number in it.
+    pub fn row_name(&self, row: u64) -> String {
+        let rows = &self.placed().rows;
+        let (path, name) = rows.name_of(row);
+        match rows.parts.len() > 1 {
+            true => format!("{name} of {}", path.display()),
+            false => name,
+        }
+    }
+
     /// A reader that gives out the rows `rows` in random order.
     ///
     /// # Errors
     /// As [`Activations::mixed`].
     pub fn mixed(&self, rows: Range<u64>, options: &MixOptions) -> Result<JoinedReader> {
-        let row_bytes: Vec<usize> = self.parts.iter().map(|part| part.rows.acts.width()).collect();
-        let order = order(&self.name(), self.n_rows(), rows, &row_bytes, options)?;
+        let order = self.order(rows, options)?;
         let reader = |part: &Activations| {
             part.readable()?;
             Ok(MixedReader::in_order(part.rows.clone(), order.clone()))

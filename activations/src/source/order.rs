@@ -11,6 +11,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use super::MixState;
+
 /// The order of one range of rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
@@ -73,6 +75,34 @@ impl Order {
     /// In which order the `n` rows of a window are given out, counted along its chunks.
     pub fn draws(&self, epoch: u64, window: u32, n: usize) -> Vec<u32> {
         draws(self.seed, epoch, window, n)
+    }
+
+    /// The numbers of the `n` rows that are given out from a state on.
+    pub fn rows_from(&self, state: MixState, n: usize) -> Vec<u64> {
+        let MixState {
+            mut epoch,
+            mut windows,
+            draws,
+        } = state;
+        let mut skip = draws as usize;
+        let mut numbers = Vec::with_capacity(n);
+        while numbers.len() < n {
+            let window = self.window(&self.chunks(epoch), windows);
+            let rows: u64 = window.iter().map(|&c| self.chunk(c).end - self.chunk(c).start).sum();
+            // The only chunk that is shorter than the others is the last one of any window that has it.
+            let number = |draw: u32| {
+                let (chunk, row) = (u64::from(draw) / self.chunk_rows, u64::from(draw) % self.chunk_rows);
+                self.chunk(window[chunk as usize]).start + row
+            };
+            let draws = self.draws(epoch, windows, rows as usize);
+            numbers.extend(draws.into_iter().skip(skip).take(n - numbers.len()).map(number));
+            skip = 0;
+            (epoch, windows) = match windows + 1 < self.n_windows {
+                true => (epoch, windows + 1),
+                false => (epoch + 1, 0),
+            };
+        }
+        numbers
     }
 }
 

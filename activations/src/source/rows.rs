@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -274,7 +274,8 @@ impl ActRows {
         Ok(())
     }
 
-    fn not_finite(&self, row: u64, column: usize) -> Error {
+    /// What to call a row: the file that a user knows, its number there, and its place in the text where that is known.
+    pub fn name_of(&self, row: u64) -> (&Path, String) {
         let part = self.parts.partition_point(|(_, first)| *first <= row).checked_sub(1);
         let (path, row_here) = match part.map(|part| &self.parts[part]) {
             Some((path, first)) => (path, row - first),
@@ -288,11 +289,15 @@ impl ActRows {
             None => None,
         };
         let place = place.map(|(context, position)| format!(" (context {context}, position {position})"));
+        (path, format!("row {row_here}{}", place.as_deref().unwrap_or_default()))
+    }
+
+    fn not_finite(&self, row: u64, column: usize) -> Error {
+        let (path, name) = self.name_of(row);
         Error::bad_file(
             path,
             format!(
-                "row {row_here}{} holds a NaN or an infinite value in column {column}: training needs finite activations; {}",
-                place.as_deref().unwrap_or_default(),
+                "{name} holds a NaN or an infinite value in column {column}: training needs finite activations; {}",
                 match self.places {
                     Some(_) => "harvest again",
                     None => "drop or repair the row",

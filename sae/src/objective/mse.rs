@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{About, Face, Forward, Moment, check_weight, row_errors};
 use crate::error::Result;
 
+/// Rows are at least so long, for errors relative to them: of the variance of the data.
+const LEAST_ROW: f64 = 0.01;
+
 /// `[objective.mse]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -28,7 +31,8 @@ pub enum Normalize {
     Variance,
     /// The variance of the batch, as `sparsify` does.
     Batch,
-    /// Each row's `|x|^2`: small activations count as much as large ones.
+    /// Each row's `|x|^2`, or a hundredth of the variance where that is more (a row of zeros has an error, too): small
+    /// activations count as much as large ones.
     Row,
     /// Nothing, as SAELens does.
     None,
@@ -70,7 +74,7 @@ impl Face for Mse {
             }
             Normalize::Row => {
                 let squares = (pass.target.clone() * pass.target.clone()).sum_dim(1);
-                (row_errors(pass) / squares.clamp_min(f32::MIN_POSITIVE)).mean()
+                (row_errors(pass) / squares.clamp_min(LEAST_ROW * pass.variance)).mean()
             }
         })
     }

@@ -23,6 +23,7 @@ use super::learner::Learner;
 use super::log::Lengths;
 use super::quadratic::Quadratic;
 use super::trainer::{Optimizer, Trainer};
+use super::watch::Watch;
 use crate::bilinear::Bilinear;
 use crate::dictionary::{Sae, Scales, step_names};
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ pub struct State {
     pub reader: MixState,
     /// Lengths of the logs.
     pub log: Lengths,
+    /// What has been seen of the run's errors.
+    pub watch: Watch,
     /// Wall-clock time of the loop so far.
     pub seconds: f64,
     /// Of the activations.
@@ -76,6 +79,7 @@ struct Layout {
 pub fn save(
     dir: &Path,
     learner: &Learner,
+    watch: Watch,
     reader: MixState,
     log: Lengths,
     seconds: f64,
@@ -87,6 +91,7 @@ pub fn save(
         step: learner.steps_done(),
         reader,
         log,
+        watch,
         seconds,
         fingerprint: fingerprint.to_owned(),
         scales: learner.sparse().map(|trainer| trainer.scales.clone()),

@@ -30,6 +30,32 @@ fn visit(input: &Input, range: Range<u64>, see: &mut dyn FnMut(&[f32]) -> Result
     Ok(())
 }
 
+/// Refuses held-out rows that are all equal before there is any work: nothing could be measured on them.
+///
+/// # Errors
+/// [`Error::Invalid`] saying so; what reading gives.
+pub fn refuse_equal(input: &Input, plan: &TrainPlan) -> Result<()> {
+    let (sides, mut first, mut differ) = (input.sides(), None::<Vec<f32>>, false);
+    visit(input, plan.held_out_rows.clone(), &mut |rows| {
+        let written = sides.written.of(rows, sides.width());
+        let mut rows = written.chunks_exact(sides.written.width());
+        let first = first.get_or_insert_with(|| rows.next().unwrap_or_default().to_vec());
+        differ = differ || rows.any(|row| row != first.as_slice());
+        Ok(())
+    })?;
+    match differ {
+        true => Ok(()),
+        false => Err(no_variance(input)),
+    }
+}
+
+fn no_variance(input: &Input) -> Error {
+    Error::Invalid(format!(
+        "{}: all held-out rows are equal, so that nothing can be measured on them; hold out more (data.held_out_rows)",
+        input.name()
+    ))
+}
+
 /// The dictionary as it is saved, from that of `trainer`, both for raw activations: thresholds, where it gets
 /// some, are set on the first half of the held-out rows, and what they do is counted on the other. A token's budget may be
 /// another than in training.
@@ -87,13 +113,7 @@ pub fn held_out(sae: &Sae, input: &Input, plan: &TrainPlan) -> Result<Evaluation
         firing.add(code.batch(), &code.indices, &code.values);
         Ok(())
     })?;
-    let no_variance = || {
-        Error::Invalid(format!(
-            "{}: all held-out rows are equal, so that nothing can be measured on them",
-            input.name()
-        ))
-    };
-    let of_some = |value: Option<f64>| value.ok_or_else(no_variance);
+    let of_some = |value: Option<f64>| value.ok_or_else(|| no_variance(input));
     let by_hook = of_places.iter().map(|(place, quality)| {
         let fvu = of_some(quality.fvu())?;
         Ok((place.places[0].name().to_owned(), fvu))

@@ -15,6 +15,7 @@ use activations::{Outcome, Progress, Stop};
 
 use super::read_ahead::ReadAhead;
 use super::sides::Sides;
+use super::watch::Since;
 use super::{COPY, TrainPlan, start};
 use crate::config::{DataConfig, RunConfig};
 use crate::dictionary::Place;
@@ -170,11 +171,7 @@ impl Input {
     pub fn reader(&self, plan: &TrainPlan, from: Option<(MixState, u64)>) -> Result<Box<dyn RowReader>> {
         match &self.source {
             Source::Stored(acts) => {
-                let options = MixOptions {
-                    seed: order_seed(plan),
-                    memory_bytes: plan.mix_memory_bytes,
-                };
-                let mut reader = acts.mixed(plan.train_rows.clone(), &options)?;
+                let mut reader = acts.mixed(plan.train_rows.clone(), &mix_options(plan))?;
                 if let Some((state, _)) = from {
                     reader.restore(state)?;
                 }
@@ -182,6 +179,19 @@ impl Input {
             }
             Source::Streamed(rows, held) => Ok(Box::new(rows.mixed(held.contexts, &stream_options(plan), from)?)),
         }
+    }
+
+    /// Which rows the batch behind a state of the reader consists of, and the longest of them: for an error. They are
+    /// computed again from the state, and read again.
+    pub fn describe_batch(&self, plan: &TrainPlan, batch: Since) -> String {
+        let described = match &self.source {
+            Source::Stored(acts) => described(acts, plan, batch),
+            Source::Streamed(..) => Ok(format!(
+                "of the batch of step {} there is no more to say, since rows of a model over a text have no numbers",
+                batch.step
+            )),
+        };
+        described.unwrap_or_else(|error| format!("the batch of step {} cannot be read again: {error}", batch.step))
     }
 
     /// Rows that say how large activations are and where their middle is, `[n, width]`: spread over files; the first ones
@@ -333,6 +343,46 @@ fn copy_of(dir: &Path, part: usize) -> PathBuf {
 /// What decides about the order of rows.
 fn order_seed(plan: &TrainPlan) -> u64 {
     plan.config.data.seed.unwrap_or(plan.config.train.seed)
+}
+
+/// How rows of files are mixed.
+fn mix_options(plan: &TrainPlan) -> MixOptions {
+    MixOptions {
+        seed: order_seed(plan),
+        memory_bytes: plan.mix_memory_bytes,
+    }
+}
+
+/// Rows that are named of a batch.
+const NAMED: usize = 5;
+
+/// What there is to say about the rows of a batch of activations in files.
+fn described(acts: &Joined, plan: &TrainPlan, batch: Since) -> Result<String> {
+    let numbers = acts.numbers(plan.train_rows.clone(), &mix_options(plan), batch.reader, plan.batch)?;
+    let mut row = vec![0.0; acts.d_in()];
+    let mut norms = Vec::with_capacity(numbers.len());
+    for &number in &numbers {
+        acts.read_rows(number..number + 1, &mut row)?;
+        let square: f64 = row.iter().map(|&v| f64::from(v).powi(2)).sum();
+        norms.push((square.sqrt(), number));
+    }
+    norms.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let named: Vec<String> = numbers.iter().take(NAMED).map(u64::to_string).collect();
+    let others = match numbers.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        n => format!(" and {n} others"),
+    };
+    let longest = norms.last().map(|&(norm, number)| {
+        let (name, median) = (acts.row_name(number), norms[norms.len() / 2].0);
+        format!("; the longest of them is {name}, with norm {norm:.3e} where the median is {median:.3e}")
+    });
+    Ok(format!(
+        "the batch of step {} was rows {}{others} of {}{}",
+        batch.step,
+        named.join(", "),
+        acts.name(),
+        longest.unwrap_or_default()
+    ))
 }
 
 /// How a stream is mixed.

@@ -8,8 +8,9 @@ use activations::source::MixState;
 use super::input::Input;
 use super::learner::{Learner, Measured};
 use super::log::{Line, Log, Timing};
-use super::run_dir::{self, RunDir};
-use super::trainer::Step;
+use super::run_dir::{self, CHECKPOINT, RunDir};
+use super::trainer::{Step, usable};
+use super::watch::{Since, Watch};
 use super::{RunSummary, TrainPlan, curves};
 use crate::dictionary::HeldOut;
 use crate::error::{Error, Result};
@@ -28,11 +29,14 @@ pub struct Member<'a> {
     /// What was measured behind the last step.
     last: Option<Measured>,
     note: String,
+    /// Whether training comes apart.
+    watch: Watch,
 }
 
-/// When something happened: where the reader was behind the batch, and the time of the loop so far.
+/// When something happened: where the reader was before the batch and behind it, and the time of the loop so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
+    pub before: MixState,
     pub reader: MixState,
     pub seconds: f64,
 }
@@ -48,6 +52,7 @@ impl<'a> Member<'a> {
             out,
             name,
             log: dir.log()?,
+            watch: dir.watch(),
             dir,
             learner,
             held_out: None,
@@ -72,19 +77,45 @@ impl<'a> Member<'a> {
     /// A step on a batch, and what is due behind it: measuring, a line of the log, curves.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when loss or gradients are not finite any more, naming the step and the last checkpoint; what measuring and
-    /// writing give.
+    /// [`Error::Invalid`] when training diverges, naming the step, the rows of its batch and the last checkpoint; what
+    /// measuring and writing give.
     pub fn step(&mut self, x: Vec<f32>, input: &Input, now: Moment) -> Result<()> {
         let plan = self.plan;
         let step = self.learner.step(x, plan)?;
-        if !step.is_finite() {
-            return Err(self.diverged(&step));
+        let here = Since {
+            step: step.number,
+            reader: now.before,
+        };
+        if !step.is_taken() {
+            let what = match step.gradient_norm {
+                Some(norm) if usable(step.loss) => format!("the norm of the gradients is {norm}"),
+                _ => format!("the loss is {}", step.loss),
+            };
+            return Err(self.diverged(&format!("{what} at step {}", step.number), here, input));
+        }
+        let factor = plan.config.train.explosion;
+        if self.watch.sees(step.error, factor, here) {
+            let since = self.watch.since.unwrap_or(here);
+            let reference = self.watch.reference.unwrap_or(1.0);
+            let what = format!(
+                "the error of reconstruction is {:.1e} times the variance of the data at step {}, and since step {} more \
+                 than {factor} (train.explosion) times {reference:.3}, what it was before the first step or is for the mean",
+                step.error, step.number, since.step
+            );
+            return Err(self.diverged(&what, since, input));
         }
         let done = self.done();
         let due = |every: u64| done.is_multiple_of(every) || done == plan.steps;
         let (mut fvu_by_hook, mut density) = (BTreeMap::new(), None);
         if due(plan.eval_every) {
             let measured = self.learner.measure(input, self.plan)?;
+            if !measured.held_out.fvu.is_finite() {
+                let what = format!(
+                    "the FVU of held-out rows is {} behind step {done}",
+                    measured.held_out.fvu
+                );
+                return Err(self.diverged(&what, here, input));
+            }
             self.held_out = Some(measured.held_out);
             fvu_by_hook.clone_from(&measured.fvu_by_hook);
             density.clone_from(&measured.density);
@@ -111,9 +142,27 @@ impl<'a> Member<'a> {
     /// Writes a checkpoint.
     ///
     /// # Errors
-    /// What the system says; [`Error::Invalid`] naming a parameter that is not finite.
-    pub fn save(&mut self, now: Moment) -> Result<()> {
-        self.dir.save(&self.learner, now.reader, now.seconds, &mut self.log)
+    /// What the system says; [`Error::Invalid`] naming a parameter that is not finite, as when training diverges.
+    pub fn save(&mut self, input: &Input, now: Moment) -> Result<()> {
+        let here = Since {
+            step: self.done(),
+            reader: now.before,
+        };
+        match self
+            .dir
+            .save(&self.learner, self.watch, now.reader, now.seconds, &mut self.log)
+        {
+            Err(Error::Invalid(problem)) => {
+                let what = format!("behind step {} {problem}", here.step);
+                Err(self.diverged(&what, here, input))
+            }
+            saved => saved,
+        }
+    }
+
+    /// Whether the last batches look as if training came apart, so that no checkpoint should be written over a good one.
+    pub fn is_suspect(&self) -> bool {
+        self.watch.since.is_some()
     }
 
     /// Writes the dictionary with its card, and the summary last: it says that the run is finished.
@@ -160,27 +209,27 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// What to say when loss or gradients are not numbers any more.
-    fn diverged(&self, step: &Step) -> Error {
+    /// What to say when training diverged: `what` is wrong, the batch `since` which it is, and what to do.
+    fn diverged(&self, what: &str, since: Since, input: &Input) -> Error {
+        let plan = self.plan;
+        let checkpoint = self.out.join(CHECKPOINT);
         let last = match self.dir.last_checkpoint() {
-            Some(n) => format!(
-                "the last good checkpoint is of step {n} in {}",
-                self.out.join("checkpoint").display()
+            Some(n) if n >= since.step && self.is_suspect() => format!(
+                "the last checkpoint, in {}, is of step {n}, when it had begun",
+                checkpoint.display()
             ),
+            Some(n) => format!("the last good checkpoint is of step {n} in {}", checkpoint.display()),
             None => "there is no checkpoint yet".into(),
-        };
-        let what = match step.gradient_norm {
-            Some(norm) if step.loss.is_finite() => format!("norm of the gradients is {norm}"),
-            _ => format!("loss is {}", step.loss),
         };
         let who = match self.name {
             "" => String::new(),
             name => format!("{name}: "),
         };
+        let lr = plan.schedule.at(since.step.saturating_sub(1));
         Error::Invalid(format!(
-            "{who}the {what} at step {} (learning rate {:.1e}): training diverged; {last}. Try a smaller train.lr or a \
-             longer train.warmup_steps",
-            step.number, step.lr
+            "{who}{what}: training diverged; {}, with learning rate {lr:.1e}; {last}. Try a smaller train.lr or a longer \
+             train.warmup_steps, and look at these rows; train.explosion = 0 goes on as long as there are numbers",
+            input.describe_batch(plan, since)
         ))
     }
 }

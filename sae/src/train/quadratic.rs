@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use super::TrainPlan;
 use super::schedule::Schedule;
 use super::start::random_directions;
-use super::trainer::{Step, gradient};
+use super::trainer::{Step, gradient, usable};
 use crate::bilinear::Bilinear;
 use crate::code::to_host;
 use crate::error::Result;
@@ -108,15 +108,17 @@ impl Quadratic {
         );
         drop((error, density));
         let lr = self.schedule.at(self.done);
-        if loss.is_finite() {
+        if usable(loss) {
             self.update(total, lr);
             self.done += 1;
         }
         Ok(Step {
-            number: self.done + u64::from(!loss.is_finite()),
+            number: self.done + u64::from(!usable(loss)),
             lr,
             loss,
             gradient_norm: None,
+            // Of products of length 1.
+            error: parts[0].1,
             parts: parts.to_vec(),
             // Codes are dense.
             l0: self.bilinear.d_sae() as f32,

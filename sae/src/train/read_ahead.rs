@@ -22,7 +22,9 @@ pub struct ReadAhead {
     batches: Receiver<Read>,
     /// Taken from the thread and not given out yet.
     seen: VecDeque<(Vec<f32>, MixState)>,
-    /// Behind the last batch that was given out, whatever has been read since.
+    /// Before the last batch that was given out.
+    before: MixState,
+    /// Behind it, whatever has been read since.
     state: MixState,
     batch: usize,
     left: u64,
@@ -47,6 +49,7 @@ impl ReadAhead {
         Self {
             batches,
             seen: VecDeque::new(),
+            before: state,
             state,
             batch,
             left: count,
@@ -66,7 +69,7 @@ impl ReadAhead {
             },
         };
         Ok(taken.map(|(rows, state)| {
-            self.state = state;
+            self.before = std::mem::replace(&mut self.state, state);
             rows
         }))
     }
@@ -99,6 +102,11 @@ impl ReadAhead {
             }
         }
         Ok(None)
+    }
+
+    /// Where the reader was before the batch that was given out last.
+    pub fn before(&self) -> MixState {
+        self.before
     }
 
     /// Where the reader is behind the batches that were given out: what a checkpoint has to hold.

@@ -12,6 +12,7 @@ use burn::tensor::Device;
 use super::checkpoint::{self, State};
 use super::learner::Learner;
 use super::log::{Lengths, Log};
+use super::watch::Watch;
 use super::{RunSummary, TrainPlan};
 use crate::bilinear;
 use crate::config::{RUN_TOML, RunConfig};
@@ -167,6 +168,11 @@ impl RunDir {
         self.state.as_ref().map(|state| state.step)
     }
 
+    /// What had been seen of the run's errors then.
+    pub fn watch(&self) -> Watch {
+        self.state.as_ref().map_or(Watch::default(), |state| state.watch)
+    }
+
     /// The logs, cut back to the last checkpoint.
     pub fn log(&self) -> Result<Log> {
         Log::open(
@@ -176,12 +182,20 @@ impl RunDir {
     }
 
     /// Writes a checkpoint. The logs are on the disk before it speaks of them.
-    pub fn save(&mut self, learner: &Learner, reader: MixState, seconds: f64, log: &mut Log) -> Result<()> {
+    pub fn save(
+        &mut self,
+        learner: &Learner,
+        watch: Watch,
+        reader: MixState,
+        seconds: f64,
+        log: &mut Log,
+    ) -> Result<()> {
         let lengths = log.sync()?;
         let dir = self.path.join(CHECKPOINT);
         self.state = Some(checkpoint::save(
             &dir,
             learner,
+            watch,
             reader,
             lengths,
             seconds,

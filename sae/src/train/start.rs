@@ -10,6 +10,7 @@ use activations::source::Joined;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::TrainPlan;
 use super::sides::{Side, Sides};
 use crate::config::BDecInit;
 use crate::dictionary::{Place, Scale, Scales};
@@ -21,6 +22,10 @@ pub const SAMPLE_ROWS: u64 = 16_384;
 const BLOCK: u64 = 32;
 /// Steps of Weiszfeld's iteration: it converges linearly, and where training starts need not be exact.
 const MEDIAN_STEPS: usize = 50;
+
+/// How many times as large as the sum of the squares of all other rows that of one row may be. Scaled by such a row, the others
+/// would be next to nothing.
+const OUTLIER: f64 = 1e6;
 
 /// What a first sample says about the activations of one place.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +128,57 @@ impl Start {
     }
 }
 
+/// Refuses a `sample: [n, width]` of the rows of `plan` with a row that nothing else can be scaled together with.
+///
+/// # Errors
+/// [`Error::Invalid`] naming the row.
+pub fn refuse_outlier(sample: &[f32], plan: &TrainPlan) -> Result<()> {
+    let sides = &plan.sides;
+    for columns in sides.read.columns().chain(sides.written.columns()) {
+        let square = |row: &[f32]| row[columns.clone()].iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        let squares: Vec<f64> = sample.chunks_exact(sides.width()).map(square).collect();
+        let largest = squares.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        let Some((at, &largest)) = largest else { continue };
+        let others: f64 = squares
+            .iter()
+            .enumerate()
+            .filter(|&(i, _)| i != at)
+            .map(|(_, s)| s)
+            .sum();
+        if squares.len() > 2 && largest > OUTLIER * others {
+            let row = match plan.streamed {
+                true => "a row of the first ones".to_owned(),
+                false => format!("row {}", row_of_sample(&plan.train_rows, at as u64)),
+            };
+            return Err(Error::Invalid(format!(
+                "{}: {row} has norm {:.3e}, where the {} others of a sample have {:.3e} together: scaled alike, they would be \
+                 nothing beside it; drop or repair the row",
+                plan.source,
+                largest.sqrt(),
+                squares.len() - 1,
+                others.sqrt()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Where block `i` of a sample of `n` rows begins, counted from the first of them.
+fn block_start(n: u64, i: u64) -> u64 {
+    let blocks = SAMPLE_ROWS / BLOCK;
+    (u128::from(n - BLOCK) * u128::from(i) / u128::from(blocks - 1)) as u64
+}
+
+/// The number of row `at` of the sample of `rows`.
+fn row_of_sample(rows: &Range<u64>, at: u64) -> u64 {
+    let n = rows.end - rows.start;
+    rows.start
+        + match n <= SAMPLE_ROWS {
+            true => at,
+            false => block_start(n, at / BLOCK) + at % BLOCK,
+        }
+}
+
 /// Blocks of rows spread evenly over `rows`, `[n, width]`.
 ///
 /// # Errors
@@ -138,7 +194,7 @@ pub fn sample(acts: &Joined, rows: Range<u64>) -> Result<Vec<f32>> {
     let blocks = SAMPLE_ROWS / BLOCK;
     let mut all = vec![0.0; (blocks * BLOCK) as usize * d_in];
     for (i, block) in (0..blocks).zip(all.chunks_exact_mut(BLOCK as usize * d_in)) {
-        let start = rows.start + (u128::from(n - BLOCK) * u128::from(i) / u128::from(blocks - 1)) as u64;
+        let start = rows.start + block_start(n, i);
         acts.read_rows(start..start + BLOCK, block)?;
     }
     Ok(all)

@@ -16,7 +16,7 @@ use super::initial::parameters;
 use super::resample::Resampling;
 use super::schedule::Schedule;
 use super::sides::Sides;
-use super::start::Start;
+use super::start::{self, Start};
 use crate::code::to_host;
 use crate::dictionary::{Sae, Scales};
 use crate::encoder::unrolled::EncoderStep;
@@ -69,9 +69,12 @@ pub struct Step {
     /// Counted from 1.
     pub number: u64,
     pub lr: f64,
+    /// Not [`usable`]: training has diverged, and the parameters are those before the step.
     pub loss: f32,
-    /// Norm of all gradients together before clipping, where they are clipped.
+    /// Norm of all gradients together before clipping, where they are clipped. Not finite: as for `loss`.
     pub gradient_norm: Option<f64>,
+    /// Error of reconstruction over the variance of the data: 1 is what predicting the mean gives.
+    pub error: f32,
     /// Named parts of the loss before weighting.
     pub parts: Vec<(&'static str, f32)>,
     /// Mean over the batch of the latents that fired.
@@ -83,10 +86,19 @@ pub struct Step {
 }
 
 impl Step {
-    /// Whether loss and gradients are finite. If not, training has diverged, and the parameters are those before the step.
-    pub fn is_finite(&self) -> bool {
-        self.loss.is_finite() && self.gradient_norm.is_none_or(f64::is_finite)
+    /// Whether the step was taken. If not, training has diverged, and the parameters are those before it.
+    pub fn is_taken(&self) -> bool {
+        usable(self.loss) && self.gradient_norm.is_none_or(f64::is_finite)
     }
+}
+
+/// The largest loss whose gradients are taken: their squares, which Adam keeps, would soon not be numbers any more, and the
+/// parameters that they belong to would never move again.
+const MOST_LOSS: f32 = 1e18;
+
+/// Whether a step can be taken for this loss.
+pub fn usable(loss: f32) -> bool {
+    loss.is_finite() && loss.abs() < MOST_LOSS
 }
 
 impl Trainer {
@@ -96,6 +108,7 @@ impl Trainer {
     /// # Errors
     /// When there is nothing to learn from the sample, or the dictionary that is gone on from cannot be loaded.
     pub fn start(plan: &TrainPlan, sample: &[f32], device: &Device) -> Result<Self> {
+        start::refuse_outlier(sample, plan)?;
         let start = Start::measure(sample, &plan.sides, &plan.source, plan.config.train.b_dec_init)?;
         let (sae, gate) = parameters(plan, &start, sample, device)?;
         let (d_in, d_out, d_sae) = (plan.d_in(), plan.d_out(), plan.d_sae);
@@ -304,12 +317,13 @@ impl Trainer {
             lr: self.schedule.at(self.done),
             loss: total,
             gradient_norm: None,
+            error: self.objective.error(&parts, self.variance),
             parts,
             l0: active as f32 / batch as f32,
             dead_share: dead.len() as f32 / self.sae.d_sae() as f32,
             resampled: None,
         };
-        if !step.is_finite() {
+        if !step.is_taken() {
             return Ok(step);
         }
         let gradients = self.gradients(loss);
@@ -317,7 +331,7 @@ impl Trainer {
         if let Some(most) = self.clip_norm {
             let norm = gradients.norm()?;
             step.gradient_norm = Some(norm);
-            if !step.is_finite() {
+            if !step.is_taken() {
                 return Ok(step);
             }
             scale = clip_scale(norm, most);

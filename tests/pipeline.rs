@@ -272,6 +272,27 @@ fn ctrl_c_checkpoints_and_exits_with_130() {
 }
 
 #[test]
+fn a_run_that_diverges_names_a_row_of_the_store_with_its_context_and_position() {
+    let place = Place::new();
+    harvest(&place, "acts");
+    let wild = "--set sae.d_sae=64 --set sae.k=4 --set train.batch=32 --set train.steps=20 --set train.warmup_steps=0 \
+                --set train.lr=1e38";
+    let said = place.error(&format!("train --acts acts --out run {wild}"));
+    for part in [
+        "diverged",
+        "and 27 others of",
+        "the longest of them is row ",
+        "(context ",
+        ", position ",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let stream = "--model MODEL --text TEXT --hook blocks.3.hook_resid_post";
+    let said = place.error(&format!("train {stream} --out stream {wild}"));
+    assert!(said.contains("diverged") && said.contains("have no numbers"), "{said}");
+}
+
+#[test]
 fn mistakes_are_answered_with_what_is_wrong_and_what_there_is() {
     let place = Place::new();
     harvest(&place, "acts");
@@ -318,6 +339,10 @@ fn mistakes_are_answered_with_what_is_wrong_and_what_there_is() {
             &["f8", "bf16"],
         ),
         ("train --acts nowhere --out x", &["nowhere"]),
+        (
+            "train --model MODEL --text empty.txt --hook hook_embed --out x",
+            &["empty.txt"],
+        ),
         ("train --acts short.npy --out x", &["short.npy"]),
         ("train --acts acts --out x --set sae.kk=3", &["sae.kk", "sae.k"]),
         (

@@ -13,7 +13,7 @@
 //! This is no [`Sae`](crate::Sae): nothing is selected, codes are dense, there are no biases, and a decoder row is a
 //! matrix. It shares the run (input, order, log, checkpoints), and not the dictionary.
 
-mod eigen;
+pub(crate) mod eigen;
 mod file;
 #[cfg(test)]
 mod tests;

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::bilinear::BilinearConfig;
-pub use self::data::DataConfig;
+pub use self::data::{DataConfig, Normalization};
 pub use self::encoder::EncoderName;
 pub use self::grid::{GRID_TOML, Grid};
 pub use self::method::Method;
@@ -363,6 +363,7 @@ impl RunConfig {
         self.validate_init()?;
         if !self.waits_for_init() {
             self.validate_shape()?;
+            self.validate_normalization()?;
             self.validate_method(self.sae.d_sae)?;
         }
         let device: activations::Result<activations::Device> = self.train.device.parse();

@@ -1,7 +1,7 @@
 //! A dictionary: four parameters and a sparsifier, in the units of the activations.
 //!
-//! The one decision: **what is saved is what is used.** A trainer may scale its inputs; [`Sae::fold_scales`] takes
-//! the scales back out, so that a dictionary always eats raw activations and nobody downstream knows about scales. Both
+//! The one decision: **what is saved is what is used.** A trainer may scale its inputs, or make them white; [`Sae::fold_scales`] and
+//! [`Sae::fold_whitening`] take that back out, so that a dictionary always eats raw activations and nobody downstream knows about scales. Both
 //! matrices keep one latent a row, `[d_sae, d_in]` and `[d_sae, d_out]`, because everything sparse touches whole rows.
 //!
 //! **A dictionary reads some places of a model and writes some.** An autoencoder writes what it reads, a transcoder
@@ -22,6 +22,7 @@ mod card;
 mod file;
 mod inference;
 mod scale;
+mod whiten;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -30,6 +31,8 @@ pub use self::file::{CARD, PARAMETERS, digest};
 pub(crate) use self::file::{check_shapes, read_finite, step_names};
 pub use self::inference::{InferenceForm, Visit};
 pub use self::scale::{Scale, Scales};
+pub(crate) use self::whiten::MOST_WHITENED;
+pub use self::whiten::Whitening;
 use crate::code::{HostCode, SparseCode, to_host};
 use crate::encoder::unrolled::{self, EncoderStep};
 use crate::error::{Error, Result};

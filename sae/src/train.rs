@@ -38,7 +38,7 @@ mod run_dir;
 pub mod runs;
 mod schedule;
 mod sides;
-mod start;
+pub(crate) mod start;
 mod trainer;
 mod watch;
 

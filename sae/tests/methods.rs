@@ -442,6 +442,8 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
                 ("train.clip_norm", "0.5"),
             ],
         ),
+        ("jumprelu", &[("data.normalize", "whitening")]),
+        ("gated", &[("data.normalize", "none")]),
         (
             "abs_topk",
             &[("sae.encoder", "orthogonal_pursuit"), ("objective.masked.weight", "1")],
@@ -571,6 +573,51 @@ fn an_average_of_the_parameters_is_saved_with_unit_rows_and_measured() {
             summary.held_out.fvu < plain.held_out.fvu,
             "{method}: {summary:?} {plain:?}"
         );
+    }
+}
+
+#[test]
+fn activations_are_normalised_as_asked_and_what_is_saved_takes_raw_ones_all_the_same() {
+    let place = Place::new(false);
+    let plain = place.run(&sets("topk", &[]), "plain", false).unwrap();
+    let named = place
+        .run(&sets("topk", &[("data.normalize", "mean_norm")]), "named", false)
+        .unwrap();
+    assert_eq!(plain.held_out, named.held_out);
+    assert!(results(&place.out("plain")) == results(&place.out("named")));
+    for (method, normalize) in [
+        ("topk", "whitening"),
+        ("batch_topk", "whitening"),
+        ("gated", "whitening"),
+        ("topk", "none"),
+    ] {
+        let name = format!("{method}-{normalize}");
+        let more = [("data.normalize", normalize)];
+        let summary = place.run(&sets(method, &more), &name, false).unwrap();
+        let sae = check_saved(&place, &name, &summary, false);
+        println!("{name}: {:?}", summary.held_out);
+        assert!(summary.held_out.fvu < 0.4, "{name}: {summary:?}");
+        let lengths: Vec<f32> = sae
+            .decoder_rows()
+            .unwrap()
+            .chunks_exact(D_IN)
+            .map(|row| row.iter().map(|v| v * v).sum::<f32>().sqrt())
+            .collect();
+        let unit = lengths.iter().all(|l| (l - 1.0).abs() < 1e-4);
+        assert_eq!(unit, normalize == "none", "{name}");
+    }
+    for (more, names) in [
+        (("sae.encoder", "matching_pursuit"), ["data.normalize", "sae.encoder"]),
+        (
+            ("data.target_acts", "elsewhere"),
+            ["data.normalize", "data.target_acts"],
+        ),
+        (("data.hooks", "[\"a\", \"b\"]"), ["data.normalize", "data.hooks"]),
+    ] {
+        let sets = [more, ("data.normalize", "whitening"), ("data.acts", "acts")];
+        let sets: Vec<_> = sets.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let error = sae::config::RunConfig::from_toml("", &sets).unwrap_err().to_string();
+        assert!(names.iter().all(|name| error.contains(name)), "{error}");
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Eigen {
 }
 
 /// Of the symmetric `matrix: [d, d]`.
-pub(super) fn symmetric_eigen(mut matrix: Vec<f64>, d: usize) -> Eigen {
+pub(crate) fn symmetric_eigen(mut matrix: Vec<f64>, d: usize) -> Eigen {
     let mut vectors = vec![0.0; d * d];
     (0..d).for_each(|i| vectors[i * d + i] = 1.0);
     let total: f64 = matrix.iter().map(|v| v * v).sum();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RunConfig;
 use super::places::one_or_more;
+use crate::dictionary::MOST_WHITENED;
 use crate::error::{Error, Result};
 
 /// `[data]`: which activations.
@@ -82,8 +83,34 @@ pub struct DataConfig {
     /// tenth, at most 16,384.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out_rows: Option<u64>,
+    /// What the trainer does to activations before it learns from them; what is saved takes raw ones all the same.
+    pub normalize: Normalization,
     /// Memory of the pool that mixes rows, in MiB. More mixes better.
     pub mix_memory_mib: u64,
+}
+
+/// What a trainer does to activations, by what a first sample says of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalization {
+    /// One factor a place, so that `E|x|^2` is its width.
+    #[default]
+    MeanNorm,
+    /// Nothing.
+    None,
+    /// A symmetric matrix that makes all directions equally large: [`Whitening`](crate::dictionary::Whitening).
+    Whitening,
+}
+
+impl Normalization {
+    /// As it is written.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::MeanNorm => "mean_norm",
+            Self::None => "none",
+            Self::Whitening => "whitening",
+        }
+    }
 }
 
 impl Default for DataConfig {
@@ -110,6 +137,7 @@ impl Default for DataConfig {
             text_seed: None,
             seed: None,
             held_out_rows: None,
+            normalize: Normalization::default(),
             mix_memory_mib: 1024,
         }
     }
@@ -193,6 +221,65 @@ impl DataConfig {
 }
 
 impl RunConfig {
+    /// Refuses a normalisation beside what it does not go with.
+    pub(super) fn validate_normalization(&self) -> Result<()> {
+        let normalization = self.data.normalize;
+        let refuse = |key: &str, problem: &str| {
+            let problem = format!("is {} beside {key}: {problem}", normalization.key());
+            Err(Error::config("data.normalize", problem))
+        };
+        if normalization != Normalization::MeanNorm && self.is_bilinear() {
+            return refuse(
+                "sae.method = bilinear",
+                "a bilinear autoencoder divides each activation by its own length; leave data.normalize out",
+            );
+        }
+        if normalization != Normalization::Whitening {
+            return Ok(());
+        }
+        if self.sae.init.is_some() {
+            return refuse(
+                "sae.init",
+                "a dictionary is gone on from in units in which its decoder rows have length 1, which white ones are not; use \
+                 mean_norm",
+            );
+        }
+        if self.encoder().is_pursuit() {
+            return refuse(
+                "sae.encoder",
+                "a pursuit needs decoder rows of length 1, and those of a dictionary that was trained on white activations \
+                 are not in the saved one; use mean_norm, or a linear or unrolled encoder",
+            );
+        }
+        for (key, given) in [
+            ("data.hooks", self.data.hooks.is_some()),
+            ("data.target", self.data.target.is_some()),
+            ("data.target_acts", self.data.target_acts.is_some()),
+        ] {
+            if given {
+                return refuse(
+                    key,
+                    "only one place that is read and written can be white; use mean_norm",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to whiten activations so wide that it would take hours.
+    pub(crate) fn check_width(&self, d_in: usize) -> Result<()> {
+        match self.data.normalize == Normalization::Whitening && d_in > MOST_WHITENED {
+            true => Err(Error::config(
+                "data.normalize",
+                format!(
+                    "is whitening, but activations are {d_in} wide: the eigenvectors of their covariance take time with the \
+                     cube of that, and at most {MOST_WHITENED} is done; use mean_norm"
+                ),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// The text as `model` reads it, its documents in a seeded order, with the values at `hooks`.
     pub(crate) fn harvest_options(&self, model: &ModelDir, hooks: Vec<String>) -> Result<HarvestOptions> {
         let data = &self.data;

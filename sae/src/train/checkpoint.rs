@@ -25,7 +25,8 @@ use super::quadratic::Quadratic;
 use super::trainer::{Optimizer, Trainer};
 use super::watch::Watch;
 use crate::bilinear::Bilinear;
-use crate::dictionary::{Sae, Scales, step_names};
+use crate::config::Normalization;
+use crate::dictionary::{Sae, Scales, Whitening, step_names};
 use crate::error::{Error, Result};
 use crate::optimizer::MatrixState;
 use crate::sparsifier::Gate;
@@ -142,6 +143,10 @@ fn write_sparse(path: &Path, trainer: &Trainer) -> Result<()> {
     if let Some([of_r_mag, of_b_mag]) = &opt.gate {
         entries.extend(moments("r_mag", vec![d_sae], || of_r_mag.read()));
         entries.extend(moments("b_mag", vec![d_sae], || of_b_mag.read()));
+    }
+    if let Some(whitening) = &trainer.whitening {
+        entries.push(Entry::new("white", Values::Matrix(&whitening.white)));
+        entries.push(Entry::new("raw", Values::Matrix(&whitening.raw)));
     }
     if let Some(density) = &trainer.density {
         let shape = vec![d_sae];
@@ -351,6 +356,13 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         )),
         false => None,
     };
+    let whitening = match plan.config.data.normalize {
+        Normalization::Whitening => Some(Whitening {
+            white: from.tensor("white", [d_in, d_in])?,
+            raw: from.tensor("raw", [d_in, d_in])?,
+        }),
+        _ => None,
+    };
     let mut trainer = Trainer::new(
         plan,
         sae,
@@ -360,6 +372,7 @@ fn read_sparse(from: &Tensors, state: &State, plan: &TrainPlan) -> Result<Traine
         silence,
         density,
         scales.clone(),
+        whitening,
         variance,
         steps,
     );

@@ -11,7 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::TrainPlan;
 use super::start::{Start, random_directions};
 use crate::code::to_host;
-use crate::dictionary::Sae;
+use crate::dictionary::{Sae, Whitening};
 use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
 use crate::sparsifier::{Allocation, Gate, Sparsifier};
@@ -26,15 +26,25 @@ const ADDED_LENGTH: f32 = 0.03;
 const FITTED_ROWS: usize = 1024;
 
 /// The parameters before the first step of `plan`, for scaled activations, those of gates apart; on the plain `device`.
-/// `sample: [n, width]` are raw rows.
+/// `sample: [n, width]` are raw rows, which are trained on white where there is a `whitening`.
 ///
 /// # Errors
 /// When the dictionary that is gone on from cannot be loaded any more; what the device says.
-pub fn parameters(plan: &TrainPlan, start: &Start, sample: &[f32], device: &Device) -> Result<(Sae, Option<Gate>)> {
+pub fn parameters(
+    plan: &TrainPlan,
+    start: &Start,
+    whitening: Option<&Whitening>,
+    sample: &[f32],
+    device: &Device,
+) -> Result<(Sae, Option<Gate>)> {
     let seed = plan.config.train.seed;
     let Some(going_on) = &plan.going_on else {
         let (sae, gate) = random(plan, start, plan.d_sae, seed, device);
-        let length = fitted_length(&sae, plan, start, sample, device)?;
+        let seen = |x: Tensor<2>| match whitening {
+            Some(whitening) => whitening.whiten(x),
+            None => start.scales.scale_read(x),
+        };
+        let length = fitted_length(&sae, plan, sample, device, seen)?;
         return Ok((sae.map_encoder(|w_enc, b_enc| (w_enc * length, b_enc)), gate));
     };
     let loaded = going_on.load(device)?.with_b_dec_applied(plan.sides.same());
@@ -115,8 +125,14 @@ fn random(plan: &TrainPlan, start: &Start, d_sae: usize, seed: u64, device: &Dev
 /// long: on a language model's activations by two to three times, which a run would spend its first hundreds of steps on. By
 /// least squares the length is `x . r / r . r` over a sample, with `r` what rows of length 1 reconstruct. It is fitted where
 /// the encoder is one product and a budget decides who fires, so that the winners are the same at every length; elsewhere it
-/// stays 1.
-fn fitted_length(sae: &Sae, plan: &TrainPlan, start: &Start, sample: &[f32], device: &Device) -> Result<f32> {
+/// stays 1. `seen` makes of raw rows what the trainer sees.
+fn fitted_length(
+    sae: &Sae,
+    plan: &TrainPlan,
+    sample: &[f32],
+    device: &Device,
+    seen: impl FnOnce(Tensor<2>) -> Tensor<2>,
+) -> Result<f32> {
     let Sparsifier {
         score,
         allocation,
@@ -135,7 +151,7 @@ fn fitted_length(sae: &Sae, plan: &TrainPlan, start: &Start, sample: &[f32], dev
     let rows = sample.len() / plan.sides.width();
     let rows = sample[..rows.min(FITTED_ROWS) * plan.sides.width()].to_vec();
     let (x, _) = plan.sides.tensors(rows, device);
-    let x = start.scales.scale_read(x);
+    let x = seen(x);
     let sae = Sae {
         sparsifier: budget,
         ..sae.clone()

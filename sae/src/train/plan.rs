@@ -86,6 +86,7 @@ impl TrainPlan {
         config.fill_method();
         config.fill_optimizer();
         let sides = input.sides().clone();
+        config.check_width(sides.read.width())?;
         let (d_out, widest) = (sides.written.width(), sides.read.places.iter().map(|p| p.width).max());
         let (sae, train, data) = (&mut config.sae, &mut config.train, &mut config.data);
         let d_sae = sae

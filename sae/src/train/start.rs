@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::TrainPlan;
 use super::sides::{Side, Sides};
-use crate::config::BDecInit;
+use crate::config::{BDecInit, Normalization};
 use crate::dictionary::{Place, Scale, Scales};
 use crate::error::{Error, Result};
 
@@ -30,7 +30,7 @@ const OUTLIER: f64 = 1e6;
 /// What a first sample says about the activations of one place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
-    /// Multiplies activations so that `E|x|^2 = d_in`.
+    /// Multiplies activations so that `E|x|^2 = d_in`; 1 where the scale is not what they are normalised by.
     pub scale: f32,
     /// `E|x - E x|^2` of the scaled activations, summed over `d_in`.
     pub variance: f64,
@@ -43,7 +43,7 @@ impl Statistics {
     ///
     /// # Errors
     /// [`Error::Invalid`] when all rows are equal: there is nothing to learn.
-    pub fn measure(sample: &[f32], d_in: usize, name: &str, init: BDecInit) -> Result<Self> {
+    pub fn measure(sample: &[f32], d_in: usize, name: &str, init: BDecInit, by: Normalization) -> Result<Self> {
         let n = (sample.len() / d_in) as f64;
         let mean = mean(sample, d_in);
         let square: f64 = sample.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n;
@@ -61,7 +61,10 @@ impl Statistics {
             BDecInit::Mean => mean,
             BDecInit::GeometricMedian => geometric_median(sample, mean),
         };
-        let scale = (d_in as f64 / square).sqrt();
+        let scale = match by {
+            Normalization::MeanNorm => (d_in as f64 / square).sqrt(),
+            Normalization::None | Normalization::Whitening => 1.0,
+        };
         Ok(Self {
             scale: scale as f32,
             variance: variance * scale * scale,
@@ -88,7 +91,7 @@ impl Start {
     ///
     /// # Errors
     /// As [`Statistics::measure`].
-    pub fn measure(sample: &[f32], sides: &Sides, name: &str, init: BDecInit) -> Result<Self> {
+    pub fn measure(sample: &[f32], sides: &Sides, name: &str, init: BDecInit, by: Normalization) -> Result<Self> {
         let of = |side: &Side| -> Result<Vec<Statistics>> {
             let places = side.places.iter().zip(side.columns());
             let measure = places.map(|(place, columns)| {
@@ -98,7 +101,7 @@ impl Start {
                 };
                 let rows = sample.chunks_exact(sides.width());
                 let sample: Vec<f32> = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
-                Statistics::measure(&sample, place.width, &name, init)
+                Statistics::measure(&sample, place.width, &name, init, by)
             });
             measure.collect()
         };

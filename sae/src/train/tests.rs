@@ -20,7 +20,7 @@ use super::trainer::{Optimizer, Trainer};
 use super::*;
 use crate::code::to_host;
 use crate::config::Decay;
-use crate::dictionary::{Place, Sae, Scales};
+use crate::dictionary::{Place, Sae, Scales, Whitening};
 use crate::encoder::unrolled::EncoderStep;
 use crate::kernels::Search;
 use crate::objective::{Loss, Objective, ObjectiveConfig};
@@ -95,6 +95,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             None,
         ),
         scales: Scales::one(D_IN, 1.0),
+        whitening: None,
         variance: 1.7,
         objective: Objective::new(&ObjectiveConfig::default(), AUX_WEIGHT, D_IN),
         schedule: Schedule {
@@ -367,7 +368,7 @@ fn gradients_that_are_not_finite_change_nothing_where_their_norm_is_asked_for() 
     let moments = trainer.optimizer.b_dec.read().unwrap();
     let rows = uniform(BATCH * D_IN, 5);
     let step = trainer.step(rows).unwrap();
-    assert!(step.loss.is_finite() && !step.is_finite(), "{step:?}");
+    assert!(step.loss.is_finite() && !step.is_taken(), "{step:?}");
     assert_eq!((step.number, trainer.steps_done()), (1, 0));
     assert_eq!([f64s(&trainer.sae.w_enc), f64s(&trainer.sae.w_dec)], before);
     assert_eq!(trainer.optimizer.b_dec.read().unwrap(), moments);
@@ -461,6 +462,48 @@ fn an_average_weighs_every_step_by_its_age_and_nothing_else() {
         for (i, found) in found.into_iter().enumerate() {
             let by_hand = (seen[0][n][i] + 2.0 * seen[1][n][i] + 4.0 * seen[2][n][i]) / 7.0;
             assert!((found - by_hand).abs() < 1e-6, "{found} {by_hand}");
+        }
+    }
+}
+
+#[test]
+fn the_dictionary_of_a_trainer_of_white_rows_does_to_raw_rows_what_is_done_inside() {
+    let device = Device::flex();
+    let raw: Vec<f32> = uniform(200 * D_IN, 7)
+        .chunks_exact(D_IN)
+        .flat_map(|r| {
+            [
+                90.0 * r[0] + 5.0,
+                r[1] + 40.0 * r[0],
+                3.0 * r[2] - r[1],
+                r[3],
+                20.0 * r[4] - 300.0,
+            ]
+        })
+        .collect();
+    let (whitening, _) = Whitening::of(&raw, D_IN, &device).unwrap();
+    let learned = crate::Encoder::Unrolled {
+        steps: 3,
+        weights: crate::Weights::Learned,
+    };
+    for encoder in [crate::Encoder::Linear, crate::Encoder::unrolled(2), learned] {
+        let sparsifier = Sparsifier {
+            encoder,
+            ..Sparsifier::abs_top_k(4)
+        };
+        let mut trainer = trainer(sparsifier);
+        trainer.whitening = Some(whitening.clone());
+        let x = Tensor::<2>::from_data(TensorData::new(raw.clone(), [200, D_IN]), &device);
+        let inside = trainer.inside();
+        let white = whitening.whiten(x.clone());
+        let code = inside.encode(white).unwrap();
+        let expected = f64s(&inside.decode(&code).matmul(whitening.raw.clone()));
+        let outside = trainer.dictionary();
+        let found = outside.encode(x).unwrap();
+        let (ours, theirs) = (found.to_host().unwrap(), code.to_host().unwrap());
+        assert_eq!(ours.indices, theirs.indices, "{encoder:?}");
+        for (a, b) in f64s(&outside.decode(&found)).iter().zip(expected) {
+            assert!((a - b).abs() < 1e-3 * (1.0 + b.abs()), "{encoder:?}: {a} {b}");
         }
     }
 }

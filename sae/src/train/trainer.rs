@@ -3,7 +3,7 @@
 mod forward;
 pub mod update;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::update::Optimizer;
 pub(super) use self::update::gradient;
@@ -18,7 +18,8 @@ use super::schedule::Schedule;
 use super::sides::Sides;
 use super::start::{self, Start};
 use crate::code::to_host;
-use crate::dictionary::{Sae, Scales};
+use crate::config::Normalization;
+use crate::dictionary::{Sae, Scales, Whitening};
 use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
 use crate::kernels::Search;
@@ -26,7 +27,8 @@ use crate::objective::{Moment, Objective};
 use crate::optimizer::{Moments, clip_scale};
 use crate::sparsifier::Gate;
 
-/// A dictionary in training. It sees activations times `scales`; [`Trainer::dictionary`] folds those back out.
+/// A dictionary in training. It sees activations times `scales`, white ones where they are to be; [`Trainer::dictionary`] folds
+/// that back out.
 pub struct Trainer {
     /// On the autodiff device, requiring gradients, for scaled activations.
     pub sae: Sae,
@@ -45,6 +47,8 @@ pub struct Trainer {
     pub sides: Sides,
     /// Multiply activations so that `E|x|^2` is the width of each place.
     pub scales: Scales,
+    /// What makes them white behind that, if they are to be.
+    pub whitening: Option<Whitening>,
     /// Of the scaled activations, see [`Forward::variance`].
     pub variance: f64,
     pub objective: Objective,
@@ -109,8 +113,18 @@ impl Trainer {
     /// When there is nothing to learn from the sample, or the dictionary that is gone on from cannot be loaded.
     pub fn start(plan: &TrainPlan, sample: &[f32], device: &Device) -> Result<Self> {
         start::refuse_outlier(sample, plan)?;
-        let start = Start::measure(sample, &plan.sides, &plan.source, plan.config.train.b_dec_init)?;
-        let (sae, gate) = parameters(plan, &start, sample, device)?;
+        let (by, init) = (plan.config.data.normalize, plan.config.train.b_dec_init);
+        let mut start = Start::measure(sample, &plan.sides, &plan.source, init, by)?;
+        let mut whitening = None;
+        if by == Normalization::Whitening {
+            let (found, variance) = Whitening::of(sample, plan.d_in(), device)?;
+            let middle = TensorData::new(start.middle, [1, plan.d_in()]);
+            start.middle = to_host(found.whiten(Tensor::from_data(middle, device)).try_into_data())?;
+            start.read_middle.clone_from(&start.middle);
+            start.variance = variance;
+            whitening = Some(found);
+        }
+        let (sae, gate) = parameters(plan, &start, whitening.as_ref(), sample, device)?;
         let (d_in, d_out, d_sae) = (plan.d_in(), plan.d_out(), plan.d_sae);
         let learned = plan.config.learns_thresholds();
         let optimizer = Optimizer {
@@ -144,6 +158,7 @@ impl Trainer {
             silence,
             density,
             start.scales,
+            whitening,
             start.variance,
             0,
         ))
@@ -160,6 +175,7 @@ impl Trainer {
         silence: Silence,
         density: Option<Density>,
         scales: Scales,
+        whitening: Option<Whitening>,
         variance: f64,
         done: u64,
     ) -> Self {
@@ -193,6 +209,7 @@ impl Trainer {
             course: Course::of(&plan.config),
             sides: plan.sides.clone(),
             scales,
+            whitening,
             variance,
             objective: plan.objective(),
             schedule: plan.schedule,
@@ -224,7 +241,11 @@ impl Trainer {
             Some(average) => average.unit(ungated),
             None => ungated,
         };
-        unit.fold_scales(&self.scales)
+        let white = unit.fold_scales(&self.scales);
+        match &self.whitening {
+            Some(whitening) => white.fold_whitening(whitening),
+            None => white,
+        }
     }
 
     /// The gates as they are now, without gradients.
@@ -290,6 +311,10 @@ impl Trainer {
         let batch = rows.len() / self.sides.width();
         let (x, target) = self.sides.tensors(rows, &self.sae.device().inner());
         let x = self.scales.scale_read(x);
+        let x = match &self.whitening {
+            Some(whitening) => whitening.whiten(x),
+            None => x,
+        };
         let target = match self.sides.same() {
             true => x.clone(),
             false => self.scales.scale_written(target),

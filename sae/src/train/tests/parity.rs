@@ -108,6 +108,7 @@ impl Peer {
             density: None,
             course: Course::default(),
             sides: Sides::new(&places, 1, self.has("target").then_some(&[1])),
+            whitening: None,
             scales: Scales {
                 read: one(D_IN),
                 write: one(d_out),

@@ -111,6 +111,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (d_sae, k) = (number("--d-sae", 4096)?, number("--k", 32)?);
     let (sae, directions) = dictionary(d_in, d_sae, k);
     let card = DictionaryCard {
+        per_token: false,
         version: DictionaryCard::VERSION,
         d_in,
         d_sae,
@@ -235,6 +236,7 @@ fn dictionary(d_in: usize, d_sae: usize, k: usize) -> (Sae, Vec<f32>) {
     }
     let matrix = Tensor::from_data(TensorData::new(rows.clone(), [d_sae, d_in]), &device);
     let sae = Sae {
+        per_token: false,
         w_enc: matrix.clone(),
         b_enc: Tensor::zeros([d_sae], &device),
         w_dec: matrix,

@@ -21,6 +21,7 @@
 mod card;
 mod file;
 mod inference;
+pub(crate) mod per_token;
 mod scale;
 mod whiten;
 
@@ -65,6 +66,9 @@ pub struct Sae {
     pub skip: Option<Tensor<2>>,
     /// What a latent's score has to be above to fire, `[d_sae]`; there if [`Sparsifier::has_threshold`].
     pub threshold: Option<Tensor<1>>,
+    /// Whether each activation is divided by its norm and multiplied by `sqrt(d_in)` before it is encoded, and what is
+    /// reconstructed multiplied back: of an autoencoder of one place.
+    pub per_token: bool,
     /// Which latents fire.
     pub sparsifier: Sparsifier,
 }
@@ -204,6 +208,10 @@ impl Sae {
 
     /// What the encoder's matrix sees of `x: [batch, d_in]`.
     pub(crate) fn centred(&self, x: Tensor<2>) -> Tensor<2> {
+        let x = match self.per_token {
+            true => per_token::normalised(x),
+            false => x,
+        };
         match self.apply_b_dec_to_input {
             true => x - self.b_dec.clone().unsqueeze(),
             false => x,
@@ -211,7 +219,8 @@ impl Sae {
     }
 
     /// The reconstruction of a code, `[batch, d_out]`, in the units of the activations. What a [`skip`](Self::skip)
-    /// connection adds depends on more than the code: see [`recon_rows`](Self::recon_rows).
+    /// connection adds, and the norm that activations [`per_token`](Self::per_token) are multiplied by, depend on more than the
+    /// code: see [`recon_rows`](Self::recon_rows).
     pub fn decode(&self, code: &SparseCode) -> Tensor<2> {
         let recon = kernels::decode(code, self.w_dec.clone());
         recon + self.b_dec.clone().unsqueeze()
@@ -236,8 +245,8 @@ impl Sae {
         Ok(all)
     }
 
-    /// The reconstruction of a code on the host, `[rows, d_out]`, in the units of the activations; without what a
-    /// [`skip`](Self::skip) connection adds.
+    /// The reconstruction of a code on the host, `[rows, d_out]`, in the units of the activations; without what
+    /// [`recon_rows`](Self::recon_rows) takes from the activations.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the code names a latent that there is not, or with what the device said.
@@ -264,13 +273,15 @@ impl Sae {
     }
 
     /// The reconstruction from a code and the rows that it is of, `[rows, d_out]`: [`decode_rows`](Self::decode_rows) and
-    /// what a skip connection adds. `x: [rows, d_in]`, raw activations.
+    /// what a skip connection adds, or multiplied by what activations were divided by. `x: [rows, d_in]`, raw activations.
     ///
     /// # Errors
     /// As [`decode_rows`](Self::decode_rows); [`Error::Invalid`] when there are not as many rows as the code has.
     pub fn recon_rows(&self, x: &[f32], code: &HostCode) -> Result<Vec<f32>> {
         let mut recon = self.decode_rows(code)?;
-        let Some(skip) = &self.skip else { return Ok(recon) };
+        if self.skip.is_none() && !self.per_token {
+            return Ok(recon);
+        }
         if x.len() != code.batch() * self.d_in() {
             return Err(Error::Invalid(format!(
                 "a code of {} rows is not that of {} values of d_in {}",
@@ -279,6 +290,14 @@ impl Sae {
                 self.d_in()
             )));
         }
+        if self.per_token {
+            let rows = recon.chunks_exact_mut(self.d_out()).zip(x.chunks_exact(self.d_in()));
+            for (recon, x) in rows {
+                let factor = per_token::factor(x);
+                recon.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+            }
+        }
+        let Some(skip) = &self.skip else { return Ok(recon) };
         let mut at = 0;
         for piece in self.pieces(x, self.d_out())? {
             let linear = to_host::<f32>(piece.matmul(skip.clone().transpose()).try_into_data())?;

@@ -39,7 +39,7 @@ fn check_saved(place: &Place, name: &str, summary: &RunSummary, signed: bool) ->
     for x in x.chunks(37 * D_IN) {
         let code = sae.encode_rows(x).unwrap();
         active += code.values.iter().filter(|v| **v != 0.0).count();
-        quality.add(x, &sae.decode_rows(&code).unwrap());
+        quality.add(x, &sae.recon_rows(x, &code).unwrap());
     }
     let fvu = quality.fvu().unwrap();
     assert!((fvu - summary.held_out.fvu).abs() < 1e-6, "{name}: {fvu} {summary:?}");
@@ -444,6 +444,7 @@ fn runs_of_every_allocation_resume_to_the_same_bytes_after_being_killed() {
         ),
         ("jumprelu", &[("data.normalize", "whitening")]),
         ("gated", &[("data.normalize", "none")]),
+        ("batch_topk", &[("data.normalize", "per_token")]),
         (
             "abs_topk",
             &[("sae.encoder", "orthogonal_pursuit"), ("objective.masked.weight", "1")],
@@ -590,6 +591,8 @@ fn activations_are_normalised_as_asked_and_what_is_saved_takes_raw_ones_all_the_
         ("batch_topk", "whitening"),
         ("gated", "whitening"),
         ("topk", "none"),
+        ("topk", "per_token"),
+        ("batch_topk", "per_token"),
     ] {
         let name = format!("{method}-{normalize}");
         let more = [("data.normalize", normalize)];
@@ -604,8 +607,21 @@ fn activations_are_normalised_as_asked_and_what_is_saved_takes_raw_ones_all_the_
             .map(|row| row.iter().map(|v| v * v).sum::<f32>().sqrt())
             .collect();
         let unit = lengths.iter().all(|l| (l - 1.0).abs() < 1e-4);
-        assert_eq!(unit, normalize == "none", "{name}");
+        assert_eq!(unit, normalize != "whitening", "{name}");
+        let text = fs::read_to_string(place.out(&name).join("dictionary.json")).unwrap();
+        assert_eq!(text.contains("per_token\": true"), normalize == "per_token", "{text}");
     }
+    // It goes on from a dictionary that divides by norms if it does so itself.
+    let init = place.out("topk-per_token");
+    let init = ("sae.init", init.to_str().unwrap());
+    let error = place.run(&sets("topk", &[init]), "on", false).unwrap_err().to_string();
+    assert!(
+        error.contains("data.normalize") && error.contains("sae.init"),
+        "{error}"
+    );
+    let more = [init, ("data.normalize", "per_token")];
+    let summary = place.run(&sets("topk", &more), "on", false).unwrap();
+    check_saved(&place, "on", &summary, false);
     for (more, names) in [
         (("sae.encoder", "matching_pursuit"), ["data.normalize", "sae.encoder"]),
         (

@@ -48,6 +48,7 @@ fn one_k(rng: &mut ChaCha8Rng, atoms: &[f64], mu: f64, k: usize, bands: &[f64], 
     let values: Vec<f32> = atoms.iter().map(|&v| v as f32).collect();
     let matrix = Tensor::<2>::from_data(TensorData::new(values, [ATOMS, D_IN]), &device);
     let sae = Sae {
+        per_token: false,
         w_enc: matrix.clone(),
         b_enc: Tensor::zeros([ATOMS], &device),
         w_dec: matrix,

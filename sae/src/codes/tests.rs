@@ -39,6 +39,7 @@ fn dictionary() -> Sae {
     let mut threshold = vec![4.2; D_SAE];
     threshold[7] = 1e9;
     Sae {
+        per_token: false,
         w_enc: matrix(1),
         b_enc: vector(random(D_SAE, 2)),
         w_dec: matrix(3),
@@ -53,6 +54,7 @@ fn dictionary() -> Sae {
 
 fn card() -> DictionaryCard {
     DictionaryCard {
+        per_token: false,
         version: DictionaryCard::VERSION,
         d_in: D_IN,
         d_sae: D_SAE,

@@ -98,6 +98,8 @@ pub enum Normalization {
     MeanNorm,
     /// Nothing.
     None,
+    /// Each activation is divided by its norm and multiplied by `sqrt(d_in)`: [`Sae::per_token`](crate::Sae).
+    PerToken,
     /// A symmetric matrix that makes all directions equally large: [`Whitening`](crate::dictionary::Whitening).
     Whitening,
 }
@@ -108,6 +110,7 @@ impl Normalization {
         match self {
             Self::MeanNorm => "mean_norm",
             Self::None => "none",
+            Self::PerToken => "per_token",
             Self::Whitening => "whitening",
         }
     }
@@ -234,7 +237,19 @@ impl RunConfig {
                 "a bilinear autoencoder divides each activation by its own length; leave data.normalize out",
             );
         }
-        if normalization != Normalization::Whitening {
+        if !matches!(normalization, Normalization::Whitening | Normalization::PerToken) {
+            return Ok(());
+        }
+        for (key, given) in [
+            ("data.hooks", self.data.hooks.is_some()),
+            ("data.target", self.data.target.is_some()),
+            ("data.target_acts", self.data.target_acts.is_some()),
+        ] {
+            if given {
+                return refuse(key, "it is for one place that is read and written; use mean_norm");
+            }
+        }
+        if normalization == Normalization::PerToken {
             return Ok(());
         }
         if self.sae.init.is_some() {
@@ -250,18 +265,6 @@ impl RunConfig {
                 "a pursuit needs decoder rows of length 1, and those of a dictionary that was trained on white activations \
                  are not in the saved one; use mean_norm, or a linear or unrolled encoder",
             );
-        }
-        for (key, given) in [
-            ("data.hooks", self.data.hooks.is_some()),
-            ("data.target", self.data.target.is_some()),
-            ("data.target_acts", self.data.target_acts.is_some()),
-        ] {
-            if given {
-                return refuse(
-                    key,
-                    "only one place that is read and written can be white; use mean_norm",
-                );
-            }
         }
         Ok(())
     }

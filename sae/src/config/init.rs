@@ -4,7 +4,7 @@
 //! configuration with `sae.init` is not whole before the dictionary's card was read, and what depends on the method is not
 //! checked before that; once it is whole, it has the dictionary's digest, and is checked as any other.
 
-use super::{EncoderName, Method, RunConfig};
+use super::{EncoderName, Method, Normalization, RunConfig};
 use crate::dictionary::{DictionaryCard, InferenceForm};
 use crate::encoder::{Encoder, Weights};
 use crate::error::{Error, Result};
@@ -63,6 +63,20 @@ impl RunConfig {
                 ),
             };
             return Err(Error::config("data.target", problem));
+        }
+        let per_token = self.data.normalize == Normalization::PerToken;
+        if per_token != card.per_token {
+            let (does, instead) = match card.per_token {
+                true => ("divides each activation by its norm", "per_token"),
+                false => ("does not divide activations by their norms", "mean_norm"),
+            };
+            return Err(Error::config(
+                "data.normalize",
+                format!(
+                    "is {}, but {name} {does}: give data.normalize = {instead}",
+                    self.data.normalize.key()
+                ),
+            ));
         }
         self.sae.init_digest = Some(digest.to_owned());
         self.inherit_size(card)?;
@@ -225,6 +239,7 @@ mod tests {
 
     fn card(sparsifier: Sparsifier) -> DictionaryCard {
         DictionaryCard {
+            per_token: false,
             version: DictionaryCard::VERSION,
             d_in: 24,
             d_sae: 96,

@@ -42,6 +42,9 @@ pub struct DictionaryCard {
     /// Whether there is a skip connection: [`Sae::skip`](crate::Sae).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip: bool,
+    /// Whether activations are divided by their norms: [`Sae::per_token`](crate::Sae).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub per_token: bool,
     /// The model, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelRef>,
@@ -121,8 +124,8 @@ fn is_yes(value: &bool) -> bool {
 impl DictionaryCard {
     /// The layout that this build writes. It reads all from 1 on; 2 brought thresholds, 3 values that are
     /// shrunk, encoders of several steps, other shapes than autoencoders, other budgets than in training, and dictionaries
-    /// that training went on from.
-    pub const VERSION: u32 = 3;
+    /// that training went on from, and 4 activations that are divided by their norms.
+    pub const VERSION: u32 = 4;
 
     /// Which latents fired in training.
     pub fn trained_as(&self) -> Sparsifier {
@@ -182,6 +185,9 @@ impl DictionaryCard {
         }
         if self.skip && self.writes.is_empty() {
             return Some("has a skip connection, but writes what it reads".into());
+        }
+        if self.per_token && !(self.reads.is_empty() && self.writes.is_empty()) {
+            return Some("divides activations by their norms, but does not read and write one place".into());
         }
         if !self.sparsifier.encoder.is_linear() && !self.writes.is_empty() {
             return Some(format!(

@@ -135,6 +135,7 @@ impl Sae {
                 false => None,
             },
             threshold,
+            per_token: card.per_token,
             sparsifier: card.sparsifier,
         };
         Ok((sae, card))
@@ -175,9 +176,10 @@ impl Sae {
                 is.2
             )));
         }
-        if (card.skip, card.apply_b_dec_to_input) != (self.skip.is_some(), self.apply_b_dec_to_input) {
+        let says = (card.skip, card.apply_b_dec_to_input, card.per_token);
+        if says != (self.skip.is_some(), self.apply_b_dec_to_input, self.per_token) {
             return Err(Error::Invalid(
-                "the card says otherwise of the skip connection or of b_dec than the dictionary".into(),
+                "the card says otherwise of the skip connection, of b_dec or of norms than the dictionary".into(),
             ));
         }
         if let Some(problem) = card.problem_of_places() {

@@ -23,6 +23,7 @@ fn sae(d_in: usize, d_sae: usize, sparsifier: Sparsifier) -> Sae {
         b_enc: Tensor::from_data(TensorData::new(noise(d_sae, 20 + n), [d_sae]), &device),
     });
     Sae {
+        per_token: false,
         steps: steps.collect(),
         w_enc: matrix(1),
         b_enc: Tensor::from_data(TensorData::new(noise(d_sae, 2), [d_sae]), &device),
@@ -39,6 +40,7 @@ fn sae(d_in: usize, d_sae: usize, sparsifier: Sparsifier) -> Sae {
 
 fn card(sae: &Sae) -> DictionaryCard {
     DictionaryCard {
+        per_token: false,
         version: DictionaryCard::VERSION,
         d_in: sae.d_in(),
         d_sae: sae.d_sae(),
@@ -386,8 +388,8 @@ fn dictionaries_that_cannot_be_are_refused_by_name() {
         &["--resume"],
     );
     refused(
-        &|dir| edit(dir, "\"version\": 3", "\"version\": 9"),
-        &["version 9", "versions 1 to 3"],
+        &|dir| edit(dir, "\"version\": 4", "\"version\": 9"),
+        &["version 9", "versions 1 to 4"],
     );
     refused(&|dir| edit(dir, "\"d_in\": 5", "\"d_in\": 6"), &["b_dec", "[5]", "[6]"]);
     refused(&|dir| edit(dir, "\"k\": 2", "\"k\": 9"), &["sae.k", "9"]);

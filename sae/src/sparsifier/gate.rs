@@ -74,6 +74,7 @@ mod tests {
         let mut vector = |n: usize| Tensor::<1>::from_data(TensorData::new(uniform(n), [n]), &device);
         let matrix = |t: Tensor<1>| t.reshape([D_SAE, D_IN]);
         let sae = Sae {
+            per_token: false,
             w_enc: matrix(vector(D_SAE * D_IN)),
             b_enc: vector(D_SAE),
             w_dec: matrix(vector(D_SAE * D_IN)),

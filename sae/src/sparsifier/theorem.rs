@@ -48,6 +48,7 @@ fn tied(rows: &[f64], d_in: usize, k: usize) -> Sae {
     let (values, n): (Vec<f32>, usize) = (rows.iter().map(|&v| v as f32).collect(), rows.len() / d_in);
     let matrix = Tensor::<2>::from_data(TensorData::new(values, [n, d_in]), &device);
     Sae {
+        per_token: false,
         w_enc: matrix.clone(),
         b_enc: Tensor::zeros([n], &device),
         w_dec: matrix,

@@ -101,6 +101,7 @@ fn random(plan: &TrainPlan, start: &Start, d_sae: usize, seed: u64, device: &Dev
     let config = &plan.config;
     let sparsifier = config.sparsifier();
     let sae = Sae {
+        per_token: false,
         steps: like_the_first(sparsifier, &w_enc, &b_enc),
         w_enc,
         b_enc,

@@ -185,6 +185,7 @@ fn card(
         },
         apply_b_dec_to_input: sae.apply_b_dec_to_input,
         skip: sae.skip.is_some(),
+        per_token: sae.per_token,
         model: origin.model,
         corpus: origin.corpus,
         trained_tokens: plan.tokens(),

@@ -63,7 +63,7 @@ impl Statistics {
         };
         let scale = match by {
             Normalization::MeanNorm => (d_in as f64 / square).sqrt(),
-            Normalization::None | Normalization::Whitening => 1.0,
+            Normalization::None | Normalization::PerToken | Normalization::Whitening => 1.0,
         };
         Ok(Self {
             scale: scale as f32,

@@ -59,6 +59,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
     };
     Trainer {
         sae: Sae {
+            per_token: false,
             w_enc: tensor(matrix(1)),
             b_enc: Tensor::from_inner(b_enc).require_grad(),
             w_dec: tensor(matrix(3)),
@@ -95,6 +96,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
             None,
         ),
         scales: Scales::one(D_IN, 1.0),
+        per_token: false,
         whitening: None,
         variance: 1.7,
         objective: Objective::new(&ObjectiveConfig::default(), AUX_WEIGHT, D_IN),
@@ -561,6 +563,7 @@ fn a_dictionary_that_predicts_the_mean_has_fvu_one_and_no_active_latent() {
         })
         .collect();
     let sae = Sae {
+        per_token: false,
         w_enc: Tensor::zeros([9, D_IN], &device),
         b_enc: Tensor::zeros([9], &device),
         w_dec: Tensor::ones([9, D_IN], &device),

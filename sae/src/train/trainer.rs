@@ -3,6 +3,8 @@
 mod forward;
 pub mod update;
 
+use std::borrow::Cow;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use self::update::Optimizer;
@@ -19,7 +21,7 @@ use super::sides::Sides;
 use super::start::{self, Start};
 use crate::code::to_host;
 use crate::config::Normalization;
-use crate::dictionary::{Sae, Scales, Whitening};
+use crate::dictionary::{Sae, Scales, Whitening, per_token};
 use crate::encoder::unrolled::EncoderStep;
 use crate::error::Result;
 use crate::kernels::Search;
@@ -47,6 +49,8 @@ pub struct Trainer {
     pub sides: Sides,
     /// Multiply activations so that `E|x|^2` is the width of each place.
     pub scales: Scales,
+    /// Whether each is divided by its norm instead.
+    pub per_token: bool,
     /// What makes them white behind that, if they are to be.
     pub whitening: Option<Whitening>,
     /// Of the scaled activations, see [`Forward::variance`].
@@ -112,19 +116,25 @@ impl Trainer {
     /// # Errors
     /// When there is nothing to learn from the sample, or the dictionary that is gone on from cannot be loaded.
     pub fn start(plan: &TrainPlan, sample: &[f32], device: &Device) -> Result<Self> {
-        start::refuse_outlier(sample, plan)?;
         let (by, init) = (plan.config.data.normalize, plan.config.train.b_dec_init);
-        let mut start = Start::measure(sample, &plan.sides, &plan.source, init, by)?;
+        let sample = match by {
+            Normalization::PerToken => Cow::Owned(per_token::normalised_rows(sample, plan.d_in())),
+            _ => {
+                start::refuse_outlier(sample, plan)?;
+                Cow::Borrowed(sample)
+            }
+        };
+        let mut start = Start::measure(&sample, &plan.sides, &plan.source, init, by)?;
         let mut whitening = None;
         if by == Normalization::Whitening {
-            let (found, variance) = Whitening::of(sample, plan.d_in(), device)?;
+            let (found, variance) = Whitening::of(&sample, plan.d_in(), device)?;
             let middle = TensorData::new(start.middle, [1, plan.d_in()]);
             start.middle = to_host(found.whiten(Tensor::from_data(middle, device)).try_into_data())?;
             start.read_middle.clone_from(&start.middle);
             start.variance = variance;
             whitening = Some(found);
         }
-        let (sae, gate) = parameters(plan, &start, whitening.as_ref(), sample, device)?;
+        let (sae, gate) = parameters(plan, &start, whitening.as_ref(), &sample, device)?;
         let (d_in, d_out, d_sae) = (plan.d_in(), plan.d_out(), plan.d_sae);
         let learned = plan.config.learns_thresholds();
         let optimizer = Optimizer {
@@ -187,6 +197,7 @@ impl Trainer {
         };
         Self {
             sae: Sae {
+                per_token: false,
                 w_enc,
                 b_enc: Tensor::from_inner(sae.b_enc).require_grad(),
                 w_dec,
@@ -209,6 +220,7 @@ impl Trainer {
             course: Course::of(&plan.config),
             sides: plan.sides.clone(),
             scales,
+            per_token: plan.config.data.normalize == Normalization::PerToken,
             whitening,
             variance,
             objective: plan.objective(),
@@ -242,9 +254,13 @@ impl Trainer {
             None => ungated,
         };
         let white = unit.fold_scales(&self.scales);
-        match &self.whitening {
+        let folded = match &self.whitening {
             Some(whitening) => white.fold_whitening(whitening),
             None => white,
+        };
+        Sae {
+            per_token: self.per_token,
+            ..folded
         }
     }
 
@@ -259,6 +275,7 @@ impl Trainer {
     /// The parameters as they are now, for scaled activations, without gradients.
     pub fn inside(&self) -> Sae {
         Sae {
+            per_token: false,
             w_enc: self.sae.w_enc.clone().no_grad(),
             b_enc: self.sae.b_enc.clone().no_grad(),
             w_dec: self.sae.w_dec.clone().no_grad(),
@@ -310,7 +327,10 @@ impl Trainer {
     pub fn step(&mut self, rows: Vec<f32>) -> Result<Step> {
         let batch = rows.len() / self.sides.width();
         let (x, target) = self.sides.tensors(rows, &self.sae.device().inner());
-        let x = self.scales.scale_read(x);
+        let x = match self.per_token {
+            true => per_token::normalised(x),
+            false => self.scales.scale_read(x),
+        };
         let x = match &self.whitening {
             Some(whitening) => whitening.whiten(x),
             None => x,

@@ -18,6 +18,7 @@ fn sae(sparsifier: Sparsifier) -> Sae {
     let matrix = |seed| Tensor::from_data(TensorData::new(uniform(D_SAE * D_IN, seed), [D_SAE, D_IN]), &device);
     let vector = |n, seed| Tensor::from_data(TensorData::new(uniform(n, seed), [n]), &device);
     Sae {
+        per_token: false,
         w_enc: matrix(1),
         b_enc: vector(D_SAE, 2),
         w_dec: matrix(3),

@@ -26,6 +26,7 @@ fn dictionary() -> (Sae, DictionaryCard) {
     let matrix = |seed| Tensor::from_data(TensorData::new(random(D_SAE * D_IN, seed), [D_SAE, D_IN]), &device);
     let vector = |n, seed| Tensor::from_data(TensorData::new(random(n, seed), [n]), &device);
     let sae = Sae {
+        per_token: false,
         w_enc: matrix(1),
         b_enc: vector(D_SAE, 2),
         w_dec: matrix(3),
@@ -37,6 +38,7 @@ fn dictionary() -> (Sae, DictionaryCard) {
         sparsifier: Sparsifier::abs_top_k(7),
     };
     let card = DictionaryCard {
+        per_token: false,
         version: DictionaryCard::VERSION,
         d_in: D_IN,
         d_sae: D_SAE,

@@ -77,6 +77,7 @@ impl Peer {
         let moments = |n: usize| Moments::new([n], &device);
         Trainer {
             sae: Sae {
+                per_token: false,
                 w_enc: matrix("w_enc", [D_SAE, D_IN]),
                 b_enc: vector("b_enc"),
                 w_dec: matrix("w_dec", [D_SAE, d_out]),
@@ -108,6 +109,7 @@ impl Peer {
             density: None,
             course: Course::default(),
             sides: Sides::new(&places, 1, self.has("target").then_some(&[1])),
+            per_token: false,
             whitening: None,
             scales: Scales {
                 read: one(D_IN),

@@ -56,6 +56,7 @@ impl Tensors<'_> {
             })
         };
         let sae = Sae {
+            per_token: false,
             w_enc: match plan.config.is_tied() {
                 true => w_dec.clone(),
                 false => matrix("w_enc", [d_sae, d_in])?,

@@ -351,7 +351,7 @@ fn the_plan_fills_every_gap_and_its_run_toml_says_so() {
     let written = RunConfig::from_toml(&plan.config.to_toml().unwrap(), &[]).unwrap();
     let again = train::plan(&written).unwrap();
     assert_eq!(again.config, plan.config);
-    assert_eq!(plan.config.to_toml().unwrap().matches('=').count(), 25);
+    assert_eq!(plan.config.to_toml().unwrap().matches('=').count(), 27);
 }
 
 #[test]

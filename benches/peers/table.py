@@ -54,6 +54,8 @@ def quality():
     yield "|---|---|---|---|---|---|"
     for tool, runs in results["quality"]["held_out"].items():
         rates = {name: run for name, run in runs.items() if name != "default"}
+        if len(rates) < 6:
+            continue  # not all of them were run yet
         best = min(rates, key=lambda name: rates[name]["fvu"])
         others = ", ".join(f"{name}: {run['fvu']:.4f}" for name, run in rates.items() if name != best)
         yield (f"| {tool} | {runs['default']['fvu']:.4f} ({runs['default']['lr']:.2g}) | {rates[best]['fvu']:.4f} | {best} |"

@@ -110,26 +110,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (tokens, d_in) = (number("--tokens", 1_000_000)?, number("--d-in", 288)?);
     let (d_sae, k) = (number("--d-sae", 4096)?, number("--k", 32)?);
     let (sae, directions) = dictionary(d_in, d_sae, k);
-    let card = DictionaryCard {
-        per_token: false,
-        version: DictionaryCard::VERSION,
-        d_in,
-        d_sae,
-        sparsifier: sae.sparsifier,
-        calibration: None,
-        trained_as: None,
-        initialised_from: None,
-        hook: None,
-        reads: Vec::new(),
-        writes: Vec::new(),
-        apply_b_dec_to_input: true,
-        skip: false,
-        model: None,
-        corpus: None,
-        trained_tokens: 0,
-        seed: 0,
-        held_out: None,
-    };
+    let card = DictionaryCard::of(&sae);
     let vocabulary: Vec<Vec<u8>> = (0..D_VOCAB).map(|t| format!(" t{t}").into_bytes()).collect();
     let unembedding = Unembedding {
         values: normal(D_VOCAB * d_in, 2),

@@ -54,24 +54,9 @@ fn dictionary() -> Sae {
 
 fn card() -> DictionaryCard {
     DictionaryCard {
-        per_token: false,
-        version: DictionaryCard::VERSION,
-        d_in: D_IN,
-        d_sae: D_SAE,
-        sparsifier: dictionary().sparsifier,
-        calibration: None,
-        trained_as: None,
-        initialised_from: None,
         hook: Some(naming().hook),
-        reads: Vec::new(),
-        writes: Vec::new(),
-        apply_b_dec_to_input: true,
-        skip: false,
-        model: None,
-        corpus: None,
         trained_tokens: 5,
-        seed: 0,
-        held_out: None,
+        ..DictionaryCard::of(&dictionary())
     }
 }
 

@@ -3,6 +3,7 @@
 use activations::store::{CorpusRef, ModelRef};
 use serde::{Deserialize, Serialize};
 
+use super::Sae;
 use crate::sparsifier::Sparsifier;
 
 /// Shape, provenance and quality of a dictionary.
@@ -126,6 +127,30 @@ impl DictionaryCard {
     /// shrunk, encoders of several steps, other shapes than autoencoders, other budgets than in training, and dictionaries
     /// that training went on from, and 4 activations that are divided by their norms.
     pub const VERSION: u32 = 4;
+
+    /// What the parameters of `sae` say, and nothing about where they come from.
+    pub fn of(sae: &Sae) -> Self {
+        Self {
+            version: Self::VERSION,
+            d_in: sae.d_in(),
+            d_sae: sae.d_sae(),
+            sparsifier: sae.sparsifier,
+            calibration: None,
+            trained_as: None,
+            initialised_from: None,
+            hook: None,
+            reads: Vec::new(),
+            writes: Vec::new(),
+            apply_b_dec_to_input: sae.apply_b_dec_to_input,
+            skip: sae.skip.is_some(),
+            per_token: sae.per_token,
+            model: None,
+            corpus: None,
+            trained_tokens: 0,
+            seed: 0,
+            held_out: None,
+        }
+    }
 
     /// Which latents fired in training.
     pub fn trained_as(&self) -> Sparsifier {

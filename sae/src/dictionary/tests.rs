@@ -40,21 +40,7 @@ fn sae(d_in: usize, d_sae: usize, sparsifier: Sparsifier) -> Sae {
 
 fn card(sae: &Sae) -> DictionaryCard {
     DictionaryCard {
-        per_token: false,
-        version: DictionaryCard::VERSION,
-        d_in: sae.d_in(),
-        d_sae: sae.d_sae(),
-        sparsifier: sae.sparsifier,
-        calibration: None,
-        trained_as: None,
-        initialised_from: None,
         hook: Some("blocks.3.hook_resid_post".into()),
-        reads: Vec::new(),
-        writes: Vec::new(),
-        apply_b_dec_to_input: sae.apply_b_dec_to_input,
-        skip: sae.skip.is_some(),
-        model: None,
-        corpus: None,
         trained_tokens: 123,
         seed: 7,
         held_out: Some(HeldOut {
@@ -63,6 +49,7 @@ fn card(sae: &Sae) -> DictionaryCard {
             l0: 3.0,
             dead_share: 0.0,
         }),
+        ..DictionaryCard::of(sae)
     }
 }
 

@@ -170,10 +170,6 @@ fn card(
         false => Vec::new(),
     };
     DictionaryCard {
-        version: DictionaryCard::VERSION,
-        d_in: plan.d_in(),
-        d_sae: plan.d_sae,
-        sparsifier: sae.sparsifier,
         calibration,
         trained_as: plan.config.sae.inference_k.map(|_| plan.config.sparsifier()),
         initialised_from: plan.going_on.as_ref().map(|going_on| going_on.named.clone()),
@@ -183,13 +179,11 @@ fn card(
             true => Vec::new(),
             false => sides.written.places.clone(),
         },
-        apply_b_dec_to_input: sae.apply_b_dec_to_input,
-        skip: sae.skip.is_some(),
-        per_token: sae.per_token,
         model: origin.model,
         corpus: origin.corpus,
         trained_tokens: plan.tokens(),
         seed: plan.config.train.seed,
         held_out: Some(held_out),
+        ..DictionaryCard::of(sae)
     }
 }

@@ -38,29 +38,15 @@ fn dictionary() -> (Sae, DictionaryCard) {
         sparsifier: Sparsifier::abs_top_k(7),
     };
     let card = DictionaryCard {
-        per_token: false,
-        version: DictionaryCard::VERSION,
-        d_in: D_IN,
-        d_sae: D_SAE,
-        sparsifier: sae.sparsifier,
-        calibration: None,
-        trained_as: None,
-        initialised_from: None,
         hook: Some("blocks.1.hook_mlp_out".into()),
-        reads: Vec::new(),
-        writes: Vec::new(),
-        apply_b_dec_to_input: true,
-        skip: false,
-        model: None,
-        corpus: None,
         trained_tokens: 5,
-        seed: 0,
         held_out: Some(HeldOut {
             rows: 9,
             fvu: 0.125,
             l0: 7.0,
             dead_share: 0.0,
         }),
+        ..DictionaryCard::of(&sae)
     };
     (sae, card)
 }

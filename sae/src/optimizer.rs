@@ -162,7 +162,7 @@ impl Adam {
             grad_scale: grad_scale as f32,
             unit_rows: constraint == Constraint::UnitRows,
         };
-        let (autodiff, tracked) = (param.device().is_autodiff(), param.is_require_grad());
+        let leaf = Leaf::of(&param);
         let (param, mean, square) = Dispatch::adam_step(
             param.no_grad().into_dispatch(),
             grad.no_grad().into_dispatch(),
@@ -172,8 +172,27 @@ impl Adam {
         );
         moments.mean = Tensor::from_dispatch(mean);
         moments.square = Tensor::from_dispatch(square);
-        let param = Tensor::from_dispatch(param);
-        match (autodiff, tracked) {
+        leaf.put_back(Tensor::from_dispatch(param))
+    }
+}
+
+/// Where a parameter was, so that its new values can be put there.
+struct Leaf {
+    autodiff: bool,
+    tracked: bool,
+}
+
+impl Leaf {
+    fn of<const D: usize>(param: &Tensor<D>) -> Self {
+        Self {
+            autodiff: param.device().is_autodiff(),
+            tracked: param.is_require_grad(),
+        }
+    }
+
+    /// `param`, on a plain device, as what the parameter was: a tensor there, or one with or without a gradient.
+    fn put_back<const D: usize>(&self, param: Tensor<D>) -> Tensor<D> {
+        match (self.autodiff, self.tracked) {
             (false, _) => param,
             (true, false) => Tensor::from_inner(param),
             (true, true) => Tensor::from_inner(param).require_grad(),

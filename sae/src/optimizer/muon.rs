@@ -5,7 +5,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Adam, Constraint, Moments, without_rows};
+use super::{Adam, Constraint, Leaf, Moments, without_rows};
 use crate::code::to_host;
 use crate::error::{Error, Result};
 
@@ -73,7 +73,7 @@ impl Muon {
         constraint: Constraint,
     ) -> Tensor<2> {
         assert_eq!(param.dims(), grad.dims(), "a gradient has the shape of its parameter");
-        let (autodiff, tracked) = (param.device().is_autodiff(), param.is_require_grad());
+        let leaf = Leaf::of(&param);
         let [rows, width] = param.dims();
         let param = param.no_grad();
         let mut grad = grad.no_grad() * grad_scale;
@@ -90,11 +90,7 @@ impl Muon {
             let none = lengths.clone().equal_elem(0.0);
             param = param / lengths.mask_fill(none, 1.0);
         }
-        match (autodiff, tracked) {
-            (false, _) => param,
-            (true, false) => Tensor::from_inner(param),
-            (true, true) => Tensor::from_inner(param).require_grad(),
-        }
+        leaf.put_back(param)
     }
 }
 

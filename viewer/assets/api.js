@@ -49,5 +49,23 @@ export const runs = () => get('/api/runs');
 /** A training run as it is now, with the lines of its log from a number of bytes on. */
 export const run = (id, from) => get(`/api/runs/${encodeURIComponent(id)}?from=${from}`);
 
+/**
+ * Calls `read` every so many milliseconds while somebody looks at the page, until `signal` aborts. A request that failed goes to
+ * `failed`. Either ends it by saying true.
+ */
+export async function poll(every, signal, read, failed) {
+  while (!signal.aborted) {
+    await new Promise((go) => setTimeout(go, every));
+    if (signal.aborted) return;
+    if (document.hidden) continue;
+    try {
+      if (await read()) return;
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      if (failed(error)) return;
+    }
+  }
+}
+
 /** Everything about one feature. */
 export const feature = remember(64, (id, n) => get(`/api/indexes/${encodeURIComponent(id)}/features/${n}`));

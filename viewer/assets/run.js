@@ -222,28 +222,21 @@ export async function run({ id, several, signal }) {
     if (densities.view.parentElement !== plots) plots.append(densities.view);
   }
 
-  async function follow() {
-    while (!signal.aborted) {
-      await new Promise((go) => setTimeout(go, EVERY));
-      if (signal.aborted) return;
-      if (document.hidden) continue;
-      try {
-        const changed = await log.read();
-        if (signal.aborted) return;
-        draw(changed);
-      } catch (error) {
-        if (!(error instanceof api.Failure)) throw error;
-        draw(false, `${error.message} Trying again.`);
-      }
-      if (log.run.stage === 'finished') return;
-    }
-  }
+  const finished = () => log.run.stage === 'finished';
+  const follow = () => api.poll(EVERY, signal, async () => {
+    const changed = await log.read();
+    if (!signal.aborted) draw(changed);
+    return finished();
+  }, (error) => {
+    draw(false, `${error.message} Trying again.`);
+    return finished();
+  });
 
   draw(true);
   return {
     title: log.run.name,
     view: h('article', { class: 'run' }, top, live, notes, plots,
       h('details', { class: 'card' }, h('summary', null, 'All of run.toml'), all)),
-    ready: () => log.run.stage === 'finished' || follow(),
+    ready: () => finished() || follow(),
   };
 }

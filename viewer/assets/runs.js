@@ -53,20 +53,10 @@ export function overview({ runs, signal }) {
     if (focused) frame.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
   }
 
-  async function follow() {
-    while (!signal.aborted) {
-      await new Promise((go) => setTimeout(go, EVERY));
-      if (signal.aborted) return;
-      if (document.hidden) continue;
-      try {
-        draw(await api.runs());
-      } catch (error) {
-        if (!(error instanceof api.Failure)) throw error;
-        said.textContent = `${error.message} Trying again.`;
-        drawn = '';
-      }
-    }
-  }
+  const follow = () => api.poll(EVERY, signal, async () => draw(await api.runs()), (error) => {
+    said.textContent = `${error.message} Trying again.`;
+    drawn = '';
+  });
 
   draw(runs);
   return {

@@ -63,7 +63,8 @@ impl Acts {
     }
 }
 
-fn of(runs: &[Measured], value: impl Fn(&Measured) -> f64) -> String {
+/// The mean over runs of a figure.
+pub fn of(runs: &[Measured], value: impl Fn(&Measured) -> f64) -> String {
     interval(&runs.iter().map(value).collect::<Vec<_>>())
 }
 

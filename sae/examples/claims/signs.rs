@@ -2,8 +2,8 @@
 
 use super::claims::{RECIPE, column, mean_nearest, runs, share};
 use super::data::Recipe;
-use super::real::Acts;
-use super::run::{Measured, interval};
+use super::real::{Acts, of};
+use super::run::Measured;
 
 /// Of a latent with two poles, the least share of its firings that each has.
 const POLE: f64 = 0.05;
@@ -52,12 +52,11 @@ pub fn of_a_model(seeds: u64, acts: &Acts) {
     for (method, d_sae) in [("topk", width), ("topk", 2 * width), ("abs_topk", width)] {
         let sets = [("sae.method", method.to_owned()), ("sae.d_sae", d_sae.to_string())];
         let runs = acts.runs(seeds, &sets);
-        let of = |value: fn(&Measured) -> f64| interval(&runs.iter().map(value).collect::<Vec<_>>());
         println!(
             "| {method} | {d_sae} | {} | {} | {} |",
-            of(|m| m.fvu),
-            of(|m| m.dead),
-            of(bidirectional)
+            of(&runs, |m| m.fvu),
+            of(&runs, |m| m.dead),
+            of(&runs, bidirectional)
         );
     }
 }

@@ -101,9 +101,8 @@ pub fn tail(dir: &Path, from: u64) -> Result<Tail> {
         lines: Vec::new(),
         problems: Vec::new(),
     };
-    let mut file = match File::open(&path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(nothing),
-        file => file.map_err(Error::io(&path))?,
+    let Some(mut file) = open(&path)? else {
+        return Ok(nothing);
     };
     // The byte before says whether a line ends there.
     let before = from.saturating_sub(1);
@@ -119,7 +118,7 @@ pub fn tail(dir: &Path, from: u64) -> Result<Tail> {
         }
         _ => 0,
     };
-    let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+    let whole = whole_lines(&bytes).len();
     if whole == 0 && bytes.len() as u64 >= PIECE - 1 {
         return Err(Error::bad_file(
             &path,
@@ -223,16 +222,28 @@ fn silence(dir: &Path) -> Option<f64> {
 
 /// The lines within the last `most` bytes of a log that are whole and can be read; none of a file that is not there.
 fn last_lines<T: DeserializeOwned>(path: &Path, most: u64) -> Result<Vec<T>> {
-    let mut file = match File::open(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file.map_err(Error::io(path))?,
+    let Some(mut file) = open(path)? else {
+        return Ok(Vec::new());
     };
     let length = file.metadata().map_err(Error::io(path))?.len();
     let bytes = read(&mut file, length.saturating_sub(most), most).map_err(Error::io(path))?;
-    let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
     // The first may be the end of one.
-    let lines = bytes[..whole].split(|&b| b == b'\n');
+    let lines = whole_lines(&bytes).split(|&b| b == b'\n');
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+/// A log, if the run has begun it.
+fn open(path: &Path) -> Result<Option<File>> {
+    match File::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        file => file.map(Some).map_err(Error::io(path)),
+    }
+}
+
+/// The bytes up to the last end of a line.
+fn whole_lines(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+    &bytes[..end]
 }
 
 /// Bytes of a file from `from` on, `most` at most; none behind its end.

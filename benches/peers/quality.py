@@ -80,9 +80,9 @@ out = Path(args.out)
 everything = json.loads(out.read_text()) if out.exists() else {}
 quality = everything.setdefault("quality", {})
 results = quality.setdefault("held_out", {})
-quality["made_with"] = {
+made_with = quality.setdefault("made_with", {})
+made_with |= {
     "hook": args.hook, "d_sae": args.d_sae, "k": args.k, "batch": args.batch, "steps": args.steps,
-    "sae": hashlib.sha256(Path(args.sae).read_bytes()).hexdigest(),
     "scripts": {name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in ("quality.py", "train_peer.py")},
     "packages": {p: version(p) for p in ("torch", "sae-lens", "eai-sparsify", "dictionary-learning")},
 }
@@ -91,7 +91,11 @@ for tool in tools:
     for name, rate in [("default", default)] + [(f"{rate:g}", rate) for rate in RATES]:
         if name in results.setdefault(tool, {}):
             continue
-        made = ours(rate) if tool == "sae" else peer(tool, rate)
+        if tool == "sae":
+            made = ours(rate)
+            made_with["sae"] = hashlib.sha256(Path(args.sae).read_bytes()).hexdigest()
+        else:
+            made = peer(tool, rate)
         results[tool][name] = {"lr": rate, **made}
         print(f"{tool} {name} ({rate:.2e}): " + "  ".join(f"{k} {v:.5g}" for k, v in made.items()), flush=True)
         out.write_text(json.dumps(everything, indent=1) + "\n")

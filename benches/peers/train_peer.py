@@ -11,6 +11,7 @@ process after training, also without the activations that it holds.
 
 import argparse
 import json
+import os
 import time
 
 import numpy as np
@@ -32,7 +33,7 @@ parser.add_argument("--decay-steps", type=int, default=0)
 a = parser.parse_args()
 
 torch.manual_seed(a.seed)
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 if a.held_out:
     train, held_out = (np.load(path, mmap_mode="r") for path in (a.acts, a.held_out))
     sample = train[:16384].astype(np.float64)

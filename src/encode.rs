@@ -43,8 +43,8 @@ pub struct Args {
     /// removed afterwards
     #[arg(long, value_name = "DIR|URL")]
     acts: Option<PathBuf>,
-    /// In place of --acts, a model that reads --text: a directory or a hub id, org/name[@revision]
-    #[arg(long, value_name = "DIR|ID")]
+    /// In place of --acts, a model that reads --text: a directory, a .gguf file or a hub id, org/name[@revision]
+    #[arg(long, value_name = "DIR|GGUF|ID")]
     model: Option<String>,
     #[command(flatten)]
     text: Text,

@@ -39,8 +39,8 @@ pub struct Args {
     /// removed afterwards
     #[arg(long, value_name = "DIR|URL", required_unless_present = "text")]
     acts: Option<PathBuf>,
-    /// A model's directory or hub id; beside --acts it gives the features' logits
-    #[arg(long, value_name = "DIR|ID")]
+    /// A model's directory, .gguf file or hub id; beside --acts it gives the features' logits
+    #[arg(long, value_name = "DIR|GGUF|ID")]
     model: Option<String>,
     #[command(flatten)]
     text: Text,
@@ -246,7 +246,7 @@ fn from_store(acts: &Path, model: Option<&Path>, card: &DictionaryCard, device: 
     };
     let tokenizer = match store.file("tokenizer.json") {
         Some(path) => path,
-        None => model.map(|m| m.join("tokenizer.json")).with_context(|| {
+        None => model.map(Path::to_owned).with_context(|| {
             format!(
                 "{}: the store has no tokenizer.json; name the model with --model",
                 acts.display()

@@ -36,8 +36,9 @@ Texts are .txt, .jsonl, .json and .csv, plain, .gz or .zst, and .parquet: docs/t
 names; a wrong one is answered with those that the model has. BOS and EOS get no rows (BOS is an attention sink) unless
 --keep-special. Three lines of Python read the store: activations/STORE.md.")]
 pub struct Args {
-    /// A model: a directory (config.json, model.safetensors or shards, tokenizer.json) or a hub id, org/name[@revision]
-    #[arg(long, value_name = "DIR|ID")]
+    /// A model: a directory (config.json, model.safetensors or shards, tokenizer.json), a .gguf file, or a hub id,
+    /// org/name[@revision]
+    #[arg(long, value_name = "DIR|GGUF|ID")]
     model: String,
     #[command(flatten)]
     text: Text,

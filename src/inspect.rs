@@ -5,10 +5,12 @@ mod facts;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use activations::gguf_file::GgufFile;
 use activations::model::Transformer;
 use activations::objects::{Place, Remote};
 use activations::source::{Activations, listing};
 use activations::store::{Store, StoreManifest, StoreSpec, StoreState};
+use activations::tokenizer::Tokenizer;
 use anyhow::{Context, bail};
 use sae::bilinear::Bilinear;
 use sae::dictionary::{self, CARD, Sae, Shape};
@@ -27,12 +29,13 @@ Examples:
   sae inspect runs/a              # a run: how far it is, its dictionary and quality
   sae inspect features/           # an index: features alive, tokens seen
   sae inspect models/stories15M   # a model: sizes, and the hooks it has
+  sae inspect SmolLM2.Q4_K.gguf   # the same of llama.cpp's format
   sae inspect vision.npy --json   # rows, width, number format
   sae inspect embeddings/         # Parquet, or a dataset such as SAELens' cache: the columns to train on
 
 Exits with 1 where something is damaged or unfinished, and says what to do.")]
 pub struct Args {
-    /// A store or its URL, a run or dictionary, an index, a model's directory; a .npy, .safetensors, .parquet or dataset
+    /// A store or its URL, a run or dictionary, an index, a model's directory or .gguf; a .npy, .safetensors, .parquet or dataset
     path: PathBuf,
     /// Print JSON on the standard output
     #[arg(long)]
@@ -69,6 +72,9 @@ fn local(path: &Path) -> anyhow::Result<Facts> {
     if !path.exists() {
         bail!("{}: no such file or directory", path.display());
     }
+    if GgufFile::of_model(path)?.is_some() {
+        return model(path);
+    }
     if path.is_file() {
         return foreign(path)?.with_context(|| {
             format!(
@@ -96,7 +102,7 @@ fn local(path: &Path) -> anyhow::Result<Facts> {
     foreign(path)?.with_context(|| {
         format!(
             "{}: nothing that is known: a store or index has a manifest.json, a run a run.toml, a dictionary a {CARD}, \
-             a model a config.json, other programs' activations .parquet or .arrow files",
+             a model a config.json or is a .gguf, other programs' activations .parquet or .arrow files",
             path.display()
         )
     })
@@ -295,14 +301,10 @@ fn model(path: &Path) -> anyhow::Result<Facts> {
     facts.number("longest context", config.max_context as u64);
     facts.number("parameters", model.num_parameters());
     facts.say("hooks", config.hook_listing());
-    let tokenizer = path.join("tokenizer.json");
-    facts.say(
-        "tokenizer",
-        if tokenizer.exists() {
-            "tokenizer.json"
-        } else {
-            "none: `sae harvest` needs a tokenizer.json"
-        },
-    );
+    let tokenizer = match Tokenizer::load(path) {
+        Ok(tokenizer) => tokenizer.path().file_name().unwrap_or_default().display().to_string(),
+        Err(error) => format!("none that `sae harvest` can use: {error}"),
+    };
+    facts.say("tokenizer", tokenizer);
     Ok(facts)
 }

@@ -69,8 +69,8 @@ pub struct Args {
     /// of a store (s3://bucket/acts)
     #[arg(long, value_name = "PATH")]
     acts: Option<PathBuf>,
-    /// Instead of --acts, a model that reads --text: a directory or a hub id, org/name[@revision]
-    #[arg(long, value_name = "DIR|ID")]
+    /// Instead of --acts, a model that reads --text: a directory, a .gguf file or a hub id, org/name[@revision]
+    #[arg(long, value_name = "DIR|GGUF|ID")]
     model: Option<String>,
     #[command(flatten)]
     text: Text,

@@ -41,7 +41,7 @@ pub const DEFAULT_CONTEXT: usize = 1024;
 /// What to harvest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HarvestOptions {
-    /// Model directory: `config.json`, `model.safetensors`, `tokenizer.json`.
+    /// Model directory: `config.json`, `model.safetensors`, `tokenizer.json`. Or a GGUF file.
     pub model: PathBuf,
     /// What the store should call the model; the name of its directory if absent.
     pub model_name: Option<String>,

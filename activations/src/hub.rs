@@ -14,20 +14,21 @@ use hf_hub::{Cache, Repo, RepoType};
 
 pub use self::datasets::{DatasetTexts, is_url};
 use crate::error::{Error, Result};
+use crate::gguf_file::GgufFile;
 use crate::progress::Progress;
 use crate::safetensors_file::SafeTensors;
 
 /// A model on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelDir {
-    /// Its directory.
+    /// Its directory, or the GGUF file that it is.
     pub path: PathBuf,
     /// What people call it: the directory's name, or the hub's id.
     pub name: String,
 }
 
 impl ModelDir {
-    /// The model in a directory, called as the directory is.
+    /// The model in a directory or a GGUF file, called as that is.
     ///
     /// # Errors
     /// [`Error::Io`] if there is no current directory to start from.
@@ -70,20 +71,20 @@ impl Hub {
         }
     }
 
-    /// The model that `model` means: a directory, or `org/name[@revision]`, which is fetched if it is not in the cache.
+    /// The model that `model` means: a directory, a GGUF file, or `org/name[@revision]`, which is fetched if it is not in the cache.
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is neither; if the hub does not have it, wants a token, or cannot be reached and the
     /// cache does not have it either.
     pub fn find(&self, model: &str, progress: &dyn Progress) -> Result<ModelDir> {
         let path = Path::new(model);
-        if path.is_dir() {
+        if path.is_dir() || path.is_file() && GgufFile::of_model(path)?.is_some() {
             return ModelDir::local(path);
         }
         let Some(id) = Id::parse(model) else {
             return Err(Error::Invalid(format!(
-                "no model {model:?}: expected a directory with config.json and model.safetensors, or an id of the \
-                 Hugging Face hub such as EleutherAI/pythia-70m or org/name@revision"
+                "no model {model:?}: expected a directory with config.json and model.safetensors, a .gguf file, or an \
+                 id of the Hugging Face hub such as EleutherAI/pythia-70m or org/name@revision"
             )));
         };
         let found = |path| ModelDir {
@@ -210,7 +211,18 @@ impl Id {
 /// Which files of a repository make a model.
 fn wanted<'a>(files: &[&'a str]) -> std::result::Result<Vec<&'a str>, String> {
     let there = |name: &str| files.iter().find(|&&f| f == name).copied();
-    let mut wanted = vec![there("config.json").ok_or("the repository has no config.json: it is no model")?];
+    let Some(config) = there("config.json") else {
+        let gguf: Vec<&str> = files.iter().copied().filter(|name| name.ends_with(".gguf")).collect();
+        return Err(match &gguf[..] {
+            [] => "the repository has no config.json: it is no model".into(),
+            some => format!(
+                "the repository has GGUF files only: fetch one (`hf download ORG/NAME FILE --local-dir DIR`) and name it. \
+                 It has {}",
+                some.join(", ")
+            ),
+        });
+    };
+    let mut wanted = vec![config];
     wanted.extend(there("tokenizer.json"));
     match (there("model.safetensors"), there("model.safetensors.index.json")) {
         (Some(single), _) => wanted.push(single),

@@ -12,6 +12,7 @@ pub mod device;
 pub mod dtype;
 mod error;
 mod fingerprint;
+pub mod gguf_file;
 mod guard;
 pub mod harvest;
 pub mod hooks;

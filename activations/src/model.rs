@@ -18,6 +18,7 @@
 //! ```
 
 mod attention;
+mod checkpoint;
 mod config;
 mod family;
 mod host;
@@ -39,6 +40,7 @@ pub use self::rope::{Rope, RopeScaling};
 use self::weights::{BlockWeights, Linear, Plain, Weights};
 use crate::error::{Error, Result};
 use crate::fingerprint::fingerprint;
+use crate::gguf_file::GgufFile;
 use crate::hooks::{HookPoint, Hooks, Site};
 use crate::product::Precision;
 
@@ -52,7 +54,8 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// Loads a model directory in Hugging Face's layout: `config.json` and `model.safetensors`, or its shards.
+    /// Loads a model directory in Hugging Face's layout: `config.json` and `model.safetensors`, or its shards. Or a GGUF
+    /// file of llama.cpp's, whose quantised weights become f32.
     ///
     /// # Errors
     /// When a file is missing, truncated or hostile; when the architecture is unknown (the known ones are listed) or
@@ -83,20 +86,23 @@ impl Transformer {
         })
     }
 
-    /// Reads only `config.json`: sizes and behaviours, without the weights.
+    /// Reads only `config.json`, or a GGUF's metadata: sizes and behaviours, without the weights.
     ///
     /// # Errors
-    /// As [`Transformer::load`], as far as `config.json` is concerned.
+    /// As [`Transformer::load`], as far as these are concerned.
     pub fn read_config(dir: &Path) -> Result<ModelConfig> {
         Ok(family::read(dir)?.1)
     }
 
     /// A digest of the checkpoint in `dir`: SHA-256, in hex, over the length, the first and the last mebibyte of
-    /// `config.json` and of each `.safetensors` file. Cheap whatever the size, and another for other weights.
+    /// `config.json` and of each `.safetensors` file, or of the GGUF file. Cheap whatever the size, and another for other weights.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn fingerprint(dir: &Path) -> Result<String> {
+        if let Some(file) = GgufFile::of_model(dir)? {
+            return fingerprint(&[file]);
+        }
         let mut files = vec![dir.join("config.json")];
         for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
             let path = entry.map_err(Error::io(dir))?.path();

@@ -278,8 +278,10 @@ fn parse(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Place)>>
         };
         places.push((name, place));
     }
-    overlaps(&places).map_err(bad)?;
-    Ok(places)
+    match overlapping(places.iter().map(|(name, place)| (name.as_str(), &place.range))) {
+        Some((one, other)) => Err(bad(format!("tensors {one} and {other} overlap"))),
+        None => Ok(places),
+    }
 }
 
 /// The byte range of `entry` in a data section of `data` bytes, if format, shape and offsets agree.
@@ -308,15 +310,14 @@ fn check(entry: &Entry, data: u64) -> std::result::Result<std::ops::Range<u64>, 
     Ok(start..end)
 }
 
-fn overlaps(places: &[(String, Place)]) -> std::result::Result<(), String> {
-    let mut sorted: Vec<_> = places.iter().filter(|(_, p)| !p.range.is_empty()).collect();
-    sorted.sort_by_key(|(_, p)| p.range.start);
-    for pair in sorted.windows(2) {
-        if pair[1].1.range.start < pair[0].1.range.end {
-            return Err(format!("tensors {} and {} overlap", pair[0].0, pair[1].0));
-        }
-    }
-    Ok(())
+/// Two of the ranges that have a byte in common, by their names.
+pub(crate) fn overlapping<'a>(
+    ranges: impl Iterator<Item = (&'a str, &'a std::ops::Range<usize>)>,
+) -> Option<(&'a str, &'a str)> {
+    let mut sorted: Vec<_> = ranges.filter(|(_, range)| !range.is_empty()).collect();
+    sorted.sort_by_key(|(_, range)| range.start);
+    let found = sorted.windows(2).find(|pair| pair[1].1.start < pair[0].1.end);
+    found.map(|pair| (pair[0].0, pair[1].0))
 }
 
 #[cfg(test)]

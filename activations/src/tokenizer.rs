@@ -5,6 +5,7 @@
 //! adds special tokens, and text that merely looks like one (`</s>` in a web page) stays text: contexts get their
 //! special tokens from [`crate::corpus`], by id.
 
+mod gguf;
 mod spans;
 mod spelling;
 
@@ -14,13 +15,16 @@ use std::sync::Arc;
 pub use self::spans::Encoded;
 use self::spelling::Spelling;
 use crate::error::{Error, Result};
+use crate::gguf_file::GgufFile;
 
-/// A `tokenizer.json` of the `tokenizers` library. Clones share it.
+/// A `tokenizer.json` of the `tokenizers` library, or what a GGUF file says in its place. Clones share it.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    /// The `tokenizer.json` that was made of what the file says, if that is none itself.
+    made: Option<Vec<u8>>,
     encoder: tokenizers::Tokenizer,
     /// The bytes of each id; `None` where the vocabulary has a hole.
     bytes: Vec<Option<Vec<u8>>>,
@@ -33,15 +37,29 @@ struct Inner {
 const MAX_ID: u32 = 1 << 24;
 
 impl Tokenizer {
-    /// Loads a `tokenizer.json`, or the one in a model's directory.
+    /// Loads a `tokenizer.json`, or that of a model: the one in its directory; for `NAME.gguf` the `NAME.tokenizer.json`
+    /// beside it, or else what the file itself carries.
     ///
     /// # Errors
-    /// When there is none, or when the file is not a tokenizer.
-    pub fn load(dir_or_file: &Path) -> Result<Self> {
-        let path = match dir_or_file.is_dir() {
-            true => dir_or_file.join("tokenizer.json"),
-            false => dir_or_file.to_owned(),
-        };
+    /// When there is none, or when the file is not a tokenizer, or a GGUF carries one of a kind that is not read.
+    pub fn load(model_or_file: &Path) -> Result<Self> {
+        if let Some(file) = GgufFile::of_model(model_or_file)? {
+            let beside = file.with_extension("tokenizer.json");
+            if beside.is_file() {
+                return Self::load_json(beside);
+            }
+            let json = gguf::json(&GgufFile::open(&file)?)?.to_string().into_bytes();
+            let mut tokenizer = Inner::of(&json, &file)?;
+            tokenizer.made = Some(json);
+            return Ok(Self(Arc::new(tokenizer)));
+        }
+        Self::load_json(match model_or_file.is_dir() {
+            true => model_or_file.join("tokenizer.json"),
+            false => model_or_file.to_owned(),
+        })
+    }
+
+    fn load_json(path: PathBuf) -> Result<Self> {
         if !path.is_file() {
             return Err(Error::bad_file(
                 path,
@@ -49,33 +67,9 @@ impl Tokenizer {
                  (in Python: `AutoTokenizer.from_pretrained(..).save_pretrained(DIR)` writes one)",
             ));
         }
-        let text = std::fs::read(&path).map_err(Error::io(&path))?;
-        let bad = |e: &dyn std::fmt::Display| Error::bad_file(&path, format!("not a tokenizer.json: {e}"));
-        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(&e))?;
-        let mut encoder = tokenizers::Tokenizer::from_bytes(&text).map_err(|e| bad(&e))?;
-        encoder.set_encode_special_tokens(true);
-        // A file may ask for truncation to the model's context or for padding: both would change the corpus.
-        encoder.with_truncation(None).map_err(|e| bad(&e))?;
-        encoder.with_padding(None);
-        let bytes = table(&encoder, Spelling::of(&json)).map_err(|e| bad(&e))?;
-        let mut special: Vec<u32> = encoder
-            .get_added_tokens_decoder()
-            .iter()
-            .filter(|(_, token)| token.special)
-            .map(|(&id, _)| id)
-            .collect();
-        special.sort_unstable();
-        let mut inner = Inner {
-            path,
-            encoder,
-            bytes,
-            special,
-            leading_space: false,
-        };
-        inner.leading_space = joined(&inner, &inner.encode("x")?).starts_with(b" ");
-        Ok(Self(Arc::new(inner)))
+        let json = std::fs::read(&path).map_err(Error::io(&path))?;
+        Ok(Self(Arc::new(Inner::of(&json, &path)?)))
     }
-
     /// Number of ids: one more than the largest.
     pub fn vocab_len(&self) -> usize {
         self.0.bytes.len()
@@ -154,13 +148,53 @@ impl Tokenizer {
         &self.0.special
     }
 
-    /// The `tokenizer.json`.
+    /// The `tokenizer.json`: as it is on the disk, or as a GGUF file was read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file is gone.
+    pub fn json(&self) -> Result<Vec<u8>> {
+        match &self.0.made {
+            Some(made) => Ok(made.clone()),
+            None => std::fs::read(self.path()).map_err(Error::io(self.path())),
+        }
+    }
+
+    /// The file it came from.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 }
 
 impl Inner {
+    /// The tokenizer that `json` describes, which came from the file `path`.
+    fn of(json: &[u8], path: &Path) -> Result<Self> {
+        let bad = |e: &dyn std::fmt::Display| Error::bad_file(path, format!("not a tokenizer.json: {e}"));
+        let value: serde_json::Value = serde_json::from_slice(json).map_err(|e| bad(&e))?;
+        let mut encoder = tokenizers::Tokenizer::from_bytes(json).map_err(|e| bad(&e))?;
+        encoder.set_encode_special_tokens(true);
+        // A file may ask for truncation to the model's context or for padding: both would change the corpus.
+        encoder.with_truncation(None).map_err(|e| bad(&e))?;
+        encoder.with_padding(None);
+        let bytes = table(&encoder, Spelling::of(&value)).map_err(|e| bad(&e))?;
+        let mut special: Vec<u32> = encoder
+            .get_added_tokens_decoder()
+            .iter()
+            .filter(|(_, token)| token.special)
+            .map(|(&id, _)| id)
+            .collect();
+        special.sort_unstable();
+        let mut inner = Inner {
+            path: path.to_owned(),
+            made: None,
+            encoder,
+            bytes,
+            special,
+            leading_space: false,
+        };
+        inner.leading_space = joined(&inner, &inner.encode("x")?).starts_with(b" ");
+        Ok(inner)
+    }
+
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match self.encoder.encode_fast(text, false) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),

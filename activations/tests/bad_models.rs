@@ -130,6 +130,65 @@ fn a_config_that_promises_more_layers_than_the_file_has_is_refused() {
     assert_says(&error(dir.path()), &["num_hidden_layers is 1000000000"]);
 }
 
+/// What is said of a tiny GGUF model one of whose keys or names was changed to another of the same length.
+fn gguf_error(model: &str, from: &str, to: &str) -> String {
+    assert_eq!(from.len(), to.len());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(model);
+    let mut bytes = fs::read(fixture().join("../../gguf").join(model)).unwrap();
+    let at = bytes
+        .windows(from.len())
+        .position(|window| window == from.as_bytes())
+        .expect(from);
+    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+    fs::write(&file, bytes).unwrap();
+    error(&file)
+}
+
+#[test]
+fn a_gguf_that_does_not_fit_is_refused_by_its_own_names() {
+    let architecture = "\u{5}\0\0\0\0\0\0\0llama";
+    for (model, from, to, parts) in [
+        (
+            "llama_gqa.gguf",
+            architecture,
+            "\u{5}\0\0\0\0\0\0\0mamba",
+            ["\"mamba\"", "llama, qwen2"],
+        ),
+        (
+            "llama_gqa.gguf",
+            "llama.block_count",
+            "llama.blocc_count",
+            ["llama.block_count", "is missing"],
+        ),
+        (
+            "llama_gqa.gguf",
+            "blk.1.ffn_up.weight",
+            "blk.9.ffn_up.weight",
+            [
+                "blk.1.ffn_up.weight is missing",
+                "metadata expects it with shape [24, 24]",
+            ],
+        ),
+        (
+            "qwen3.gguf",
+            "output.weight",
+            "outpot.weight",
+            ["extra tensor outpot.weight", "metadata describes a qwen3 model"],
+        ),
+        (
+            "llama_linear_biased.gguf",
+            "\u{6}\0\0\0\0\0\0\0linear",
+            "\u{6}\0\0\0\0\0\0\0dyntwo",
+            ["dyntwo", "not supported"],
+        ),
+    ] {
+        let error = gguf_error(model, from, to);
+        assert_says(&error, &[model]);
+        assert_says(&error, &parts);
+    }
+}
+
 #[test]
 fn missing_files_are_named() {
     assert_says(

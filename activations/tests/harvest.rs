@@ -82,6 +82,34 @@ fn drain(source: &mut dyn ContextSource) -> ContextBatch {
     all
 }
 
+#[test]
+fn a_gguf_harvests_the_store_of_the_checkpoint_it_was_made_from() {
+    // Its tokenizer is the checkpoint's but for the lower case, which GGUF cannot say.
+    let text = text_of(40);
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let checkpoint = options(&text);
+    let gguf = HarvestOptions {
+        model: fixture().join("../../gguf/llama_gqa.gguf"),
+        ..checkpoint.clone()
+    };
+    harvest(&checkpoint, one.path());
+    harvest(&gguf, other.path());
+    let read = |dir: &Path| {
+        let all = drain(&mut Store::open(dir).unwrap().contexts(HOOK).unwrap());
+        let tokens: Vec<_> = all.contexts.into_iter().map(|context| context.tokens).collect();
+        (tokens, all.rows, all.acts)
+    };
+    assert_eq!(read(one.path()), read(other.path()));
+    let (one, other) = (Store::open(one.path()).unwrap(), Store::open(other.path()).unwrap());
+    assert_eq!(other.manifest().spec.model.name, "llama_gqa.gguf");
+    assert_ne!(other.manifest().spec.model.sha256, one.manifest().spec.model.sha256);
+    let vocabulary = |store: &Store| {
+        let file = store.file("tokenizer.json").expect("travels with the store");
+        activations::tokenizer::Tokenizer::load(&file).unwrap().vocabulary()
+    };
+    assert_eq!(vocabulary(&one), vocabulary(&other));
+}
+
 fn error(options: &HarvestOptions) -> String {
     plan(options).err().expect("must be refused").to_string()
 }

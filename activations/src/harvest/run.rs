@@ -68,7 +68,7 @@ pub fn run(
         (Place::Local(out), false) => StoreWriter::create_part(&out, &spec, part)?,
         (Place::Remote(url), resume) => StoreWriter::remote(&url, &spec, part, resume)?,
     };
-    writer.add_file(plan.corpus.tokenizer().path())?;
+    writer.add_file("tokenizer.json", &plan.corpus.tokenizer().json()?)?;
     let own = Own {
         part,
         first: writer.next_context(),

@@ -1,8 +1,10 @@
-//! Model families: each maps its `config.json` to behaviours and its tensor names to ours. One small file a family.
+//! Model families: each maps its `config.json` to behaviours and its tensor names to ours. One small file a family, and one
+//! for GGUF, whose metadata become the fields of a `config.json` first.
 
 mod bert;
 mod fields;
 mod gemma;
+mod gguf;
 mod gpt2;
 mod llama;
 mod neox;
@@ -17,6 +19,7 @@ use serde::Deserialize;
 use self::fields::Fields;
 use super::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::gguf_file::GgufFile;
 
 /// What a family contributes.
 pub(super) struct Family {
@@ -66,6 +69,8 @@ pub(super) struct Place {
     pub part: Option<Part>,
     /// Whether it is stored as `[d_in, d_out]`.
     pub transposed: bool,
+    /// Whether the rows of a head that turn together are neighbours, as llama.cpp wants them, and not half a head apart.
+    pub paired: bool,
 }
 
 /// Rows of a tensor: blocks of `block` rows at equal distances.
@@ -101,6 +106,7 @@ impl Place {
             name: name.into(),
             part: None,
             transposed: false,
+            paired: false,
         }
     }
 
@@ -140,8 +146,11 @@ struct Kind {
     architectures: Vec<String>,
 }
 
-/// Reads `config.json` in `dir`.
+/// Reads the configuration of the checkpoint at `dir`: its `config.json`, or a GGUF's metadata.
 pub(super) fn read(dir: &Path) -> Result<(&'static Family, ModelConfig)> {
+    if let Some(path) = GgufFile::of_model(dir)? {
+        return gguf::read(&GgufFile::open(&path)?);
+    }
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     let bad = |problem: String| Error::bad_file(&path, problem);

@@ -18,6 +18,8 @@ pub enum RopeScaling {
     None,
     /// All divided by a factor (arXiv 2306.15595).
     Linear(f64),
+    /// Each by a number of its own, of which there is one a pair: how GGUF spells what [`RopeScaling::Llama3`] comes to.
+    Divided(Vec<f32>),
     /// Llama 3.1's: long wavelengths are divided, short ones stay, those between are interpolated.
     Llama3 {
         /// What long wavelengths are divided by.
@@ -43,6 +45,19 @@ impl Rope {
         let numbers = match self.scaling {
             RopeScaling::None => vec![],
             RopeScaling::Linear(factor) => vec![("factor", factor)],
+            RopeScaling::Divided(ref divisors) => {
+                if divisors.len() != self.width / 2 {
+                    return Some(format!(
+                        "{} divisors of rotary frequencies, where {} pairs turn",
+                        divisors.len(),
+                        self.width / 2
+                    ));
+                }
+                divisors
+                    .iter()
+                    .map(|&d| ("a divisor of rotary frequencies", d.into()))
+                    .collect()
+            }
             RopeScaling::Llama3 {
                 factor,
                 low,
@@ -68,15 +83,17 @@ impl Rope {
     /// transformers does, so that long contexts agree with it to rounding.
     pub(super) fn tables(&self, seq: usize) -> (Vec<f32>, Vec<f32>) {
         let frequencies: Vec<f32> = (0..self.width / 2)
-            .map(|i| self.scaled(1.0 / (self.theta as f32).powf((2 * i) as f32 / self.width as f32)))
+            .map(|i| self.scaled(i, 1.0 / (self.theta as f32).powf((2 * i) as f32 / self.width as f32)))
             .collect();
         let angles = (0..seq).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
         angles.map(|angle| (angle.cos(), angle.sin())).unzip()
     }
 
-    fn scaled(&self, frequency: f32) -> f32 {
+    /// What becomes of the frequency of pair `pair`.
+    fn scaled(&self, pair: usize, frequency: f32) -> f32 {
         match self.scaling {
             RopeScaling::None => frequency,
+            RopeScaling::Divided(ref divisors) => frequency / divisors[pair],
             RopeScaling::Linear(factor) => frequency / factor as f32,
             RopeScaling::Llama3 {
                 factor,
@@ -116,11 +133,11 @@ mod tests {
         let rope = llama3(128);
         let short = 0.1f32; // a wavelength of 63 tokens
         let long = 1e-4; // of 63,000
-        assert_eq!(rope.scaled(short), short);
-        assert!((rope.scaled(long) - long / 8.0).abs() < 1e-10);
+        assert_eq!(rope.scaled(0, short), short);
+        assert!((rope.scaled(0, long) - long / 8.0).abs() < 1e-10);
         let between = (2.0 * std::f64::consts::PI / 4096.0) as f32; // half the original context
         let expected = between * (1.0 / 3.0 + 2.0 / 3.0 / 8.0);
-        assert!((rope.scaled(between) - expected).abs() < 1e-9);
+        assert!((rope.scaled(0, between) - expected).abs() < 1e-9);
     }
 
     #[test]

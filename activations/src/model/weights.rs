@@ -5,11 +5,11 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::checkpoint::Checkpoint;
 use super::config::{ModelConfig, NormKind, Placement, Positions, QkNorm, Unembed};
 use super::family::{Family, Param, Part, Place};
 use crate::error::{Error, Result};
 use crate::product::{Bf16Matrix, Precision};
-use crate::safetensors_file::SafeTensors;
 
 /// A row of parameters, where the loops over slices and where burn's operations want it.
 pub(super) struct Vector {
@@ -76,7 +76,7 @@ pub(super) struct Weights {
     pub count: u64,
 }
 
-/// Reads every parameter of `config` from the checkpoint in `dir`.
+/// Reads every parameter of `config` from the checkpoint at `dir`.
 pub(super) fn load(
     dir: &Path,
     family: &Family,
@@ -84,7 +84,7 @@ pub(super) fn load(
     device: &Device,
     precision: Precision,
 ) -> Result<Weights> {
-    let file = SafeTensors::open_model(dir)?;
+    let file = Checkpoint::open(dir)?;
     let mut loader = Loader {
         dir,
         family,
@@ -125,7 +125,7 @@ pub(super) fn load(
 }
 
 /// What stands before the names in this file: a model saved without its head lacks the family's usual prefix.
-fn prefix(file: &SafeTensors, family: &Family, config: &ModelConfig) -> &'static str {
+fn prefix(file: &Checkpoint, family: &Family, config: &ModelConfig) -> &'static str {
     let embed = (family.place)(config, Param::Embed).map_or_else(String::new, |place| place.name);
     let there = |p: &&&str| file.shape(&format!("{p}{embed}.weight")).is_some();
     let found = family.prefixes.iter().find(there);
@@ -137,7 +137,7 @@ struct Loader<'a> {
     family: &'a Family,
     config: &'a ModelConfig,
     prefix: &'static str,
-    file: SafeTensors,
+    file: Checkpoint,
     device: &'a Device,
     precision: Precision,
     used: BTreeSet<String>,
@@ -160,7 +160,8 @@ impl Loader<'_> {
                 return Err(Error::bad_file(
                     self.dir,
                     format!(
-                        "tensor {name} is missing: config.json expects {} blocks",
+                        "tensor {name} is missing: {} expects {} blocks",
+                        self.file.described_in(),
                         self.config.n_layers
                     ),
                 ));
@@ -229,14 +230,20 @@ impl Loader<'_> {
         let Some(shape) = self.file.shape(&name) else {
             return Err(Error::bad_file(
                 self.dir,
-                format!("tensor {name} is missing; config.json expects it with shape {expected:?}"),
+                format!(
+                    "tensor {name} is missing; {} expects it with shape {expected:?}",
+                    self.file.described_in()
+                ),
             ));
         };
         if shape != expected {
             let path = self.file.file_of(&name).unwrap_or(self.dir);
             return Err(Error::bad_file(
                 path,
-                format!("tensor {name} has shape {shape:?}; config.json expects {expected:?}"),
+                format!(
+                    "tensor {name} has shape {shape:?}; {} expects {expected:?}",
+                    self.file.described_in()
+                ),
             ));
         }
         let values = self.file.read_f32(&name)?;
@@ -247,7 +254,11 @@ impl Loader<'_> {
             true => transposed(&values, columns, part.of),
             false => values,
         };
-        Ok(part.take(values, rows, columns))
+        let values = part.take(values, rows, columns);
+        Ok(match place.paired {
+            true => unpaired(&values, self.config.d_head, columns),
+            false => values,
+        })
     }
 
     fn tensor(&self, values: &[f32]) -> Vector {
@@ -351,6 +362,7 @@ impl Loader<'_> {
         let extra: Vec<&str> = self
             .file
             .names()
+            .into_iter()
             .filter(|&n| !(self.used.contains(n) || (self.family.ignored)(n) || tied && n == unembed))
             .collect();
         let Some(first) = extra.first() else { return Ok(()) };
@@ -364,11 +376,25 @@ impl Loader<'_> {
         Err(Error::bad_file(
             path,
             format!(
-                "extra tensor {first}{others}: a {} model of this config.json has no such parameter",
+                "extra tensor {first}{others}: {} describes a {} model without such a parameter",
+                self.file.described_in(),
                 self.family.model_type
             ),
         ))
     }
+}
+
+/// Rows whose two halves of each head lie side by side, row `j` of the second behind row `j` of the first, with the second
+/// half behind the first. `values: [heads * d_head, columns]`
+fn unpaired(values: &[f32], d_head: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(values.len());
+    for head in values.chunks_exact(d_head * columns) {
+        for half in 0..2 {
+            let rows = head.chunks_exact(columns).skip(half).step_by(2);
+            rows.for_each(|row| out.extend_from_slice(row));
+        }
+    }
+    out
 }
 
 /// `[rows, columns]` to `[columns, rows]`.

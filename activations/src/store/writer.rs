@@ -243,26 +243,24 @@ impl StoreWriter {
         self.shards.iter().map(|s| s.n_tokens).sum()
     }
 
-    /// Copies a file into the store, under its own name: the tokenizer, so that token ids can be read without the
-    /// model. A resumed writer must be given its files again.
+    /// Puts a file into the store: the tokenizer, so that token ids can be read without the model. A resumed writer must
+    /// be given its files again.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] if the name is one of the store's own.
-    pub fn add_file(&mut self, from: &Path) -> Result<()> {
-        let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    pub fn add_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let name = name.to_owned();
         if [MANIFEST, JOURNAL, ""].contains(&name.as_str()) || shard_number(&name).is_some() {
             return Err(Error::Invalid(format!(
-                "{}: a store cannot take a file of this name",
-                from.display()
+                "{name}: a store cannot take a file of this name"
             )));
         }
-        let bytes = fs::read(from).map_err(Error::io(from))?;
         // Other parts may copy the same file just now.
         let temporary = match self.part {
             Part::WHOLE => atomic::temporary(&self.dir.join(&name)),
             part => self.dir.join(format!("{name}.part-{}.tmp", part.number)),
         };
-        fs::write(&temporary, &bytes).map_err(Error::io(&temporary))?;
+        fs::write(&temporary, bytes).map_err(Error::io(&temporary))?;
         File::open(&temporary)
             .and_then(|file| file.sync_all())
             .map_err(Error::io(&temporary))?;
@@ -274,7 +272,7 @@ impl StoreWriter {
         self.files.push(FileEntry {
             name,
             bytes: bytes.len() as u64,
-            sha256: hex(&Sha256::digest(&bytes)),
+            sha256: hex(&Sha256::digest(bytes)),
         });
         Ok(())
     }

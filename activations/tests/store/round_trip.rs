@@ -153,13 +153,9 @@ fn a_directory_says_what_it_is() {
 #[test]
 fn the_tokenizer_travels_with_the_store() {
     let dir = tempfile::tempdir().unwrap();
-    let from = tempfile::tempdir().unwrap();
-    let tokenizer = from.path().join("tokenizer.json");
-    std::fs::write(&tokenizer, "{}").unwrap();
     let mut writer = StoreWriter::create(dir.path(), &spec(ActDtype::F16)).unwrap();
-    writer.add_file(&tokenizer).unwrap();
-    std::fs::write(from.path().join("acts-00000.parquet"), "").unwrap();
-    let refused = writer.add_file(&from.path().join("acts-00000.parquet")).unwrap_err();
+    writer.add_file("tokenizer.json", b"{}").unwrap();
+    let refused = writer.add_file("acts-00000.parquet", b"").unwrap_err();
     assert!(refused.to_string().contains("acts-00000"), "{refused}");
     push_until(&mut writer, 3, 3);
     writer.finish().unwrap();

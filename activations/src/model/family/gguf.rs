@@ -74,7 +74,7 @@ static KNOWN: [Architecture; 7] = [
     Architecture {
         name: "phi3",
         family: converted(phi3::FAMILY, fused),
-        fields: |file, fields| file.copy("attention.sliding_window", "sliding_window", fields),
+        fields: |file, fields| file.window(fields),
     },
 ];
 
@@ -143,6 +143,14 @@ impl Metadata<'_> {
         if let Some(value) = self.number(key)? {
             let whole = self.integer(key).ok().flatten();
             fields.insert(field.into(), whole.map_or_else(|| json!(value), Value::from));
+        }
+        Ok(())
+    }
+
+    /// How many tokens layers with a window see; 0 is how the conversion says that there are none.
+    fn window(&self, fields: &mut Map<String, Value>) -> Result<()> {
+        if let Some(window @ 1..) = self.integer("attention.sliding_window")? {
+            fields.insert("sliding_window".into(), window.into());
         }
         Ok(())
     }
@@ -239,7 +247,8 @@ fn gemma_fields(file: &Metadata, fields: &mut Map<String, Value>, whole: u64) ->
         _ => fields["head_dim"].as_u64(),
     };
     fields.insert("query_pre_attn_scalar".into(), json!(scalar));
-    file.copy("attention.sliding_window", "sliding_window", fields)?;
+    file.window(fields)?;
+    file.copy("attention.sliding_window_pattern", "sliding_window_pattern", fields)?;
     file.copy("attn_logit_softcapping", "attn_logit_softcapping", fields)?;
     file.copy("final_logit_softcapping", "final_logit_softcapping", fields)?;
     biases(file, fields)

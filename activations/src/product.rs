@@ -24,6 +24,7 @@ mod kernel;
 
 use std::cell::RefCell;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use rayon::prelude::*;
@@ -75,7 +76,7 @@ impl FromStr for Precision {
 }
 
 /// Outputs that are computed together: three registers of the widest vectors, eight rows of them.
-const PANEL: usize = 48;
+pub const PANEL: usize = 48;
 /// Rows that are computed together.
 const TILE: usize = 8;
 /// Pairs of inputs that are held converted at a time: 256 KiB, so that they stay in the cache while panels pass by.
@@ -147,7 +148,15 @@ impl Bf16Matrix {
     /// # Panics
     /// If the shapes do not fit.
     pub fn product(&self, x: &[f32], out: &mut [f32]) {
-        self.product_at(cpu::level(), x, out);
+        self.product_at(cpu::level(), x, 0..self.d_out, out);
+    }
+
+    /// As [`product`](Self::product) of the outputs `columns` alone, to the same bits. `out`: `[rows, columns.len()]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or `columns` does not begin at a multiple of [`PANEL`].
+    pub fn product_columns(&self, x: &[f32], columns: Range<usize>, out: &mut [f32]) {
+        self.product_at(cpu::level(), x, columns, out);
     }
 
     /// As [`product`](Self::product), on the threads of rayon's pool, to the same bits.
@@ -155,20 +164,25 @@ impl Bf16Matrix {
     /// # Panics
     /// If the shapes do not fit.
     pub fn product_parallel(&self, x: &[f32], out: &mut [f32]) {
-        self.check(x, out);
+        self.check(x, &(0..self.d_out), out);
         let rows = self.block_rows();
         x.par_chunks(rows * self.d_in)
             .zip(out.par_chunks_mut(rows * self.d_out))
             .for_each(|(x, out)| self.product(x, out));
     }
 
-    fn check(&self, x: &[f32], out: &[f32]) {
+    fn check(&self, x: &[f32], columns: &Range<usize>, out: &[f32]) {
         let rows = x.len() / self.d_in;
         assert!(
-            x.len() == rows * self.d_in && out.len() == rows * self.d_out,
+            columns.start.is_multiple_of(PANEL) && columns.start <= columns.end && columns.end <= self.d_out,
+            "outputs {columns:?} of {}, in panels of {PANEL}",
+            self.d_out
+        );
+        assert!(
+            x.len() == rows * self.d_in && out.len() == rows * columns.len(),
             "{} values by [{}, {}] into {}",
             x.len(),
-            self.d_out,
+            columns.len(),
             self.d_in,
             out.len()
         );
@@ -181,28 +195,36 @@ impl Bf16Matrix {
             .clamp(TILE, 32 * TILE)
     }
 
-    /// `product` with the kernel of a level that this processor has, or of the one in use if that is less.
-    fn product_at(&self, level: Level, x: &[f32], out: &mut [f32]) {
+    /// `product_columns` with the kernel of a level that this processor has, or of the one in use if that is less.
+    fn product_at(&self, level: Level, x: &[f32], columns: Range<usize>, out: &mut [f32]) {
         thread_local! {
             static CONVERTED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
         }
-        self.check(x, out);
-        if self.d_out == 0 {
+        self.check(x, &columns, out);
+        let width = columns.len();
+        if width == 0 {
             return;
         }
         let (pairs, block) = (self.d_in.div_ceil(2), self.block_rows());
+        let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
         CONVERTED.with_borrow_mut(|words| {
-            for (x, out) in x.chunks(block * self.d_in).zip(out.chunks_mut(block * self.d_out)) {
+            for (x, out) in x.chunks(block * self.d_in).zip(out.chunks_mut(block * width)) {
                 words.resize(x.len() / self.d_in * pairs, 0);
                 kernel::convert(level, x, self.d_in, words);
-                let panels = self
-                    .words
-                    .chunks_exact(pairs * PANEL)
-                    .zip(self.bias.chunks_exact(PANEL));
-                for (number, (panel, bias)) in panels.enumerate() {
+                for (number, panel) in panels.clone().enumerate() {
                     let first = number * PANEL;
-                    let columns = first..self.d_out.min(first + PANEL);
-                    kernel::panel(level, words, pairs, panel, bias, columns, out, self.d_out);
+                    let bias = &self.bias[panel * PANEL..][..PANEL];
+                    let panel = &self.words[panel * pairs * PANEL..][..pairs * PANEL];
+                    kernel::panel(
+                        level,
+                        words,
+                        pairs,
+                        panel,
+                        bias,
+                        first..width.min(first + PANEL),
+                        out,
+                        width,
+                    );
                 }
             }
         });

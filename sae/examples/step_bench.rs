@@ -7,13 +7,18 @@
 //! Random data and weights, a TopK dictionary (`--score magnitude` for AbsTopK; `--select exact` for a search in f32), the mean squared error, Adam with unit
 //! decoder rows. `--aux N` adds an auxiliary code of N slots over a quarter of the latents. Times are medians over the
 //! steps after two to warm up; `select` is what `encode` costs over its dense product, which is timed on its own.
+//!
+//! `--orthogonality N` alternates such steps with ones that keep decoder rows apart, in chunks of 8,192 latents, and says
+//! by how much a run is slower that does so every N-th step (`orthogonality_ratio`).
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use sae::Score;
-use sae::kernels::{AuxSelection, Search, Selection, decode, encode, keep_freed_memory, level, product};
+use sae::kernels::{
+    AuxSelection, Search, Selection, cosines, decode, encode, keep_freed_memory, level, nearest, product,
+};
 use sae::optimizer::{Adam, Constraint, Moments};
 
 struct Options {
@@ -25,6 +30,7 @@ struct Options {
     steps: usize,
     score: Score,
     select: Search,
+    orthogonality: usize,
 }
 
 fn options() -> Result<Options, String> {
@@ -37,6 +43,7 @@ fn options() -> Result<Options, String> {
         steps: 10,
         score: Score::Positive,
         select: Search::Auto,
+        orthogonality: 0,
     };
     let mut args = std::env::args().skip(1);
     while let Some(key) = args.next() {
@@ -49,6 +56,7 @@ fn options() -> Result<Options, String> {
             "--aux" => options.aux = number()?,
             "--batch" => options.batch = number()?,
             "--steps" => options.steps = number()?,
+            "--orthogonality" => options.orthogonality = number()?,
             "--select" if value == "auto" => options.select = Search::Auto,
             "--select" if value == "exact" => options.select = Search::Exact,
             "--score" if value == "positive" => options.score = Score::Positive,
@@ -64,6 +72,25 @@ struct Params {
     b_enc: Tensor<1>,
     w_dec: Tensor<2>,
     b_dec: Tensor<1>,
+}
+
+/// Most latents of a chunk.
+const CHUNK: usize = 8192;
+
+/// The mean squared cosine of decoder rows with the nearest other of their chunk.
+fn closeness(w_dec: &Tensor<2>, search: Search) -> Tensor<1> {
+    let d_sae = w_dec.dims()[0];
+    let chunks = d_sae.div_ceil(CHUNK) as i32;
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for chunk in 0..chunks {
+        let latents: Vec<i32> = (chunk..d_sae as i32).step_by(chunks as usize).collect();
+        let shape = [latents.len()];
+        let latents = Tensor::<1, Int>::from_data(TensorData::new(latents, shape), &w_dec.device());
+        others.push(nearest(w_dec.clone(), latents.clone(), false, search));
+        ours.push(latents);
+    }
+    let cosines = cosines(w_dec.clone(), Tensor::cat(ours, 0), Tensor::cat(others, 0));
+    (cosines.clone() * cosines).mean()
 }
 
 /// Seconds by part, every step.
@@ -121,7 +148,9 @@ fn main() -> Result<(), String> {
     let adam = Adam::default();
     let x_plain = random([o.batch, o.d_in]);
     let mut clock = Clock::default();
-    for _ in 0..o.steps + 2 {
+    let kinds = if o.orthogonality > 0 { 2 } else { 1 };
+    for number in 0..kinds * (o.steps + 2) {
+        let apart = number % kinds == 1;
         let step = Instant::now();
         let x = Tensor::<2>::from_inner(x_plain.clone());
         let aux = (o.aux > 0).then(|| AuxSelection {
@@ -146,7 +175,12 @@ fn main() -> Result<(), String> {
             }
             loss
         });
-        let mut grads = clock.time("backward", || loss.backward());
+        let loss = match apart {
+            true => loss + clock.time("orthogonality", || closeness(&p.w_dec, o.select)) * 0.25,
+            false => loss,
+        };
+        let backward = if apart { "backward_orthogonality" } else { "backward" };
+        let mut grads = clock.time(backward, || loss.backward());
         drop(loss);
         clock.time("optimizer", || {
             let (lr, free) = (1e-4, Constraint::Free);
@@ -166,7 +200,8 @@ fn main() -> Result<(), String> {
                 adam.step(p, b_dec.expect(missing), &mut m.3, lr, 1.0, free)
             });
         });
-        clock.0.entry("step").or_default().push(step.elapsed().as_secs_f64());
+        let kind = if apart { "step_orthogonality" } else { "step" };
+        clock.0.entry(kind).or_default().push(step.elapsed().as_secs_f64());
     }
     let peak = peak_rss_mb();
     let on_host = |t: Tensor<2>| t.into_data().into_vec::<f32>().map_err(|e| format!("{e:?}"));
@@ -185,10 +220,15 @@ fn main() -> Result<(), String> {
     let step_s = parts.remove("step").unwrap_or(0.0);
     let select = (parts["encode"] - parts["product"]).max(0.0);
     parts.insert("select", select);
+    let ratio = parts.get("step_orthogonality").map(|apart| {
+        let n = o.orthogonality as f64;
+        (apart + (n - 1.0) * step_s) / (n * step_s)
+    });
     let report = serde_json::json!({
         "d_in": o.d_in, "d_sae": o.d_sae, "k": o.k, "aux": o.aux, "batch": o.batch, "steps": o.steps,
         "cpu": format!("{:?}", level()).to_lowercase(), "threads": rayon::current_num_threads(),
         "step_s": step_s, "tokens_per_s": o.batch as f64 / step_s, "peak_rss_mb": peak, "parts": parts,
+        "orthogonality_every": o.orthogonality, "orthogonality_ratio": ratio,
     });
     println!("{report}");
     Ok(())

@@ -29,6 +29,7 @@ mod autodiff;
 mod buffers;
 mod cpu;
 mod flex;
+mod neighbours;
 mod nested;
 mod nominate;
 pub(crate) mod ops;
@@ -51,6 +52,7 @@ use serde::{Deserialize, Serialize};
 pub use allocator::keep_freed_memory;
 
 pub(crate) use adam::{AdamStep, sum_of_squares};
+pub use neighbours::{cosines, nearest};
 pub use nested::nested_errors;
 use ops::{Budget, EncodePlan, SparseOps};
 pub(crate) use ragged::{Candidate, Pool};

@@ -36,7 +36,7 @@ pub use self::tilted::Tilted;
 use crate::code::{SparseCode, to_host};
 use crate::config::Method;
 use crate::error::{Error, Result};
-use crate::kernels::{decode, nested_errors};
+use crate::kernels::{Search, decode, nested_errors};
 use crate::sparsifier::Near;
 
 /// Squares of norms below this count as this, so that their roots have a slope.
@@ -71,6 +71,8 @@ pub struct Forward {
     pub n_dead: usize,
     /// Mean over the data of `|target - mean|^2`, summed over `d_out`: the error of the best constant.
     pub variance: f64,
+    /// How whatever is searched for is searched for.
+    pub search: Search,
     /// Which step of the run this is.
     pub moment: Moment,
 }

@@ -189,6 +189,33 @@ impl<B: SparseKernels> Backward<B, 3> for NestedBackward {
     }
 }
 
+/// What the way back through cosines of pairs needs.
+#[derive(Clone, Debug)]
+struct Paired<X, I> {
+    matrix: X,
+    ours: I,
+    others: I,
+    cosines: X,
+    norms: X,
+}
+
+#[derive(Debug)]
+struct CosinesBackward;
+
+impl<B: SparseKernels> Backward<B, 1> for CosinesBackward {
+    type State = Paired<FloatTensor<B>, IntTensor<B>>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let grad = grads.consume::<B>(&ops.node);
+        let s = ops.state;
+        if let Some(node) = node {
+            let gradient = B::cosines_backward(s.matrix, s.ours, s.others, s.cosines, s.norms, grad);
+            grads.register::<B>(node.id, gradient);
+        }
+    }
+}
+
 impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
     fn sparse_encode(
         x: FloatTensor<Self>,
@@ -305,6 +332,34 @@ impl<B: SparseKernels, C: CheckpointStrategy> SparseOps for Autodiff<B, C> {
         match NestedBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(state, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn sparse_nearest(
+        matrix: FloatTensor<Self>,
+        latents: IntTensor<Self>,
+        absolute: bool,
+        exact: bool,
+    ) -> IntTensor<Self> {
+        B::nearest(matrix.primitive, latents, absolute, exact)
+    }
+
+    fn sparse_cosines(matrix: FloatTensor<Self>, ours: IntTensor<Self>, others: IntTensor<Self>) -> FloatTensor<Self> {
+        let nodes = [matrix.node.clone()];
+        let matrix = matrix.primitive;
+        let (cosines, norms) = B::cosines(matrix.clone(), ours.clone(), others.clone());
+        match CosinesBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = Paired {
+                    matrix,
+                    ours,
+                    others,
+                    cosines: cosines.clone(),
+                    norms,
+                };
+                prep.finish(state, cosines)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(cosines),
         }
     }
 }

@@ -1,10 +1,11 @@
-//! Large buffers that come back every step: tiles of pre-activations and the gradients of the matrices.
+//! Large buffers that come back every step: tiles of pre-activations, the gradients of the matrices, weights in bf16.
 //!
 //! Allocated anew they would be cleared page by page by the kernel, which takes longer than filling them. Whoever takes
 //! one overwrites all of it.
 
 use std::sync::{Mutex, PoisonError};
 
+use activations::product::Bf16Matrix;
 use burn_flex::FlexTensor;
 
 /// Buffers kept: two gradients and a tile, and as many again while shapes change.
@@ -49,6 +50,30 @@ pub fn recycle(tensor: FlexTensor) {
     {
         give_back(buffer);
     }
+}
+
+static MATRIX: Mutex<Option<Bf16Matrix>> = Mutex::new(None);
+
+fn matrix() -> std::sync::MutexGuard<'static, Option<Bf16Matrix>> {
+    MATRIX.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// [`Bf16Matrix::new`] of `rows: [d_out, d_in]`, in the memory of the one given back last. Whoever comes while another one
+/// uses it makes his own.
+pub fn take_bf16(rows: &[f32], d_in: usize, bias: Option<&[f32]>) -> Bf16Matrix {
+    let kept = matrix().take();
+    match kept {
+        Some(mut matrix) => {
+            matrix.renew(rows, d_in, bias);
+            matrix
+        }
+        None => Bf16Matrix::new(rows, d_in, bias),
+    }
+}
+
+/// Keeps the memory of a matrix for the next one.
+pub fn give_back_bf16(used: Bf16Matrix) {
+    *matrix() = Some(used);
 }
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use burn_flex::FlexTensor;
 use super::adam::{self, AdamStep};
 use super::buffers;
 use super::cpu::{self, ByLatent, Selector};
+use super::neighbours::{Pairs, Product, UnitRows, unit_rows};
 use super::nested::{self, Nested};
 use super::nominate::{self, Encoder};
 use super::ops::{EncodePlan, Part, SparseKernels, Winners};
 use super::product::{self, TILE_ELEMENTS, TILE_ROWS};
-use super::simd;
+use super::simd::{self, Level};
 use super::tiles::select_in_tiles;
 use crate::code::{HostCode, Rows};
 
@@ -199,6 +200,68 @@ impl SparseKernels for Flex {
             floats(gradients.w_dec, [d_sae, width]),
             floats(gradients.start, [batch, width]),
         )
+    }
+
+    fn nearest(matrix: FlexTensor, latents: FlexTensor, absolute: bool, exact: bool) -> FlexTensor {
+        let ([_, width], [n]) = (dims(&matrix), dims(&latents));
+        let (matrix, latents) = (contiguous(matrix), indices_i32(latents));
+        let level = simd::level();
+        let product = match exact || level < Level::Avx512Bf16 {
+            true => Product::F32,
+            false => Product::Bf16,
+        };
+        let mut values = buffers::take(n * width);
+        let latents: &[i32] = latents.storage();
+        unit_rows(level, matrix.storage(), width, latents, &mut values);
+        let unit = UnitRows {
+            values: &values,
+            d_in: width,
+        };
+        let nearest = unit.nearest(level, absolute, product).into_iter();
+        let nearest: Vec<i32> = nearest.map(|at| latents[at as usize]).collect();
+        buffers::give_back(values);
+        FlexTensor::from_data(TensorData::new(nearest, [n]))
+    }
+
+    fn cosines(matrix: FlexTensor, ours: FlexTensor, others: FlexTensor) -> (FlexTensor, FlexTensor) {
+        let ([n, width], [pairs]) = (dims(&matrix), dims(&ours));
+        let (matrix, ours, others) = (contiguous(matrix), indices_i32(ours), indices_i32(others));
+        let (cosines, norms) = Pairs {
+            matrix: matrix.storage(),
+            width,
+            ours: ours.storage(),
+            others: others.storage(),
+        }
+        .cosines(simd::level());
+        (floats(cosines, [pairs]), floats(norms, [n]))
+    }
+
+    fn cosines_backward(
+        matrix: FlexTensor,
+        ours: FlexTensor,
+        others: FlexTensor,
+        cosines: FlexTensor,
+        norms: FlexTensor,
+        grad: FlexTensor,
+    ) -> FlexTensor {
+        let [n, width] = dims(&matrix);
+        let (matrix, ours, others) = (contiguous(matrix), indices_i32(ours), indices_i32(others));
+        let (cosines, norms, grad) = (contiguous(cosines), contiguous(norms), contiguous(grad));
+        let pairs = Pairs {
+            matrix: matrix.storage(),
+            width,
+            ours: ours.storage(),
+            others: others.storage(),
+        };
+        let mut out = buffers::take(n * width);
+        pairs.backward(
+            simd::level(),
+            cosines.storage(),
+            norms.storage(),
+            grad.storage(),
+            &mut out,
+        );
+        floats(out, [n, width])
     }
 
     fn adam(

@@ -16,8 +16,6 @@
 //! anew each time), and where codes are sparse: a nominee costs as much as ten latents in a dense product. Whether they are,
 //! the first rows of a batch say.
 
-use std::sync::{Mutex, PoisonError};
-
 use activations::product::Bf16Matrix;
 use rayon::prelude::*;
 
@@ -103,16 +101,7 @@ pub fn select(
     candidates: &[i32],
     sparse_only: bool,
 ) -> Option<HostCode> {
-    static MATRIX: Mutex<Option<Bf16Matrix>> = Mutex::new(None);
-    // Whoever comes while another one uses it makes his own.
-    let kept = MATRIX.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let matrix = match kept {
-        Some(mut matrix) => {
-            matrix.renew(encoder.w_enc, encoder.d_in, Some(encoder.b_enc));
-            matrix
-        }
-        None => Bf16Matrix::new(encoder.w_enc, encoder.d_in, Some(encoder.b_enc)),
-    };
+    let matrix = buffers::take_bf16(encoder.w_enc, encoder.d_in, Some(encoder.b_enc));
     let ballot = Ballot {
         encoder,
         matrix: &matrix,
@@ -127,7 +116,7 @@ pub fn select(
         Budget::Above => Some(ballot.above(plan.score)),
         Budget::PerLatent => None,
     };
-    *MATRIX.lock().unwrap_or_else(PoisonError::into_inner) = Some(matrix);
+    buffers::give_back_bf16(matrix);
     let mut code = code?.never_empty();
     if plan.aux_k > 0 {
         let (mut indices, mut values) = auxiliary(encoder, plan, candidates);

@@ -15,7 +15,7 @@ use burn::backend::{Autodiff, Backend, Flex, TensorMetadata, backend_extension};
 use burn::tensor::TensorData;
 
 use super::adam::AdamStep;
-use super::{nested, portable};
+use super::{neighbours, nested, portable};
 use crate::code::Rows;
 use crate::sparsifier::Score;
 
@@ -138,6 +138,32 @@ pub trait SparseKernels: Backend {
         nested::portable_backward::<Self>(rows, weights, indices, levels, values, w_dec, start, grad)
     }
 
+    /// See [`nearest`](super::neighbours::nearest); with `exact` nothing is rounded to bf16. `[latents]`
+    fn nearest(matrix: FloatTensor<Self>, latents: IntTensor<Self>, absolute: bool, _exact: bool) -> IntTensor<Self> {
+        neighbours::portable_nearest::<Self>(matrix, latents, absolute)
+    }
+
+    /// See [`cosines`](super::neighbours::cosines): the cosines, `[pairs]`, and the norms of all rows as they count, `[d_sae]`.
+    fn cosines(
+        matrix: FloatTensor<Self>,
+        ours: IntTensor<Self>,
+        others: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        neighbours::portable_cosines::<Self>(matrix, ours, others)
+    }
+
+    /// The gradient of the matrix for `grad`, `[pairs]`, that of the cosines, from what [`Self::cosines`] gave.
+    fn cosines_backward(
+        matrix: FloatTensor<Self>,
+        ours: IntTensor<Self>,
+        others: IntTensor<Self>,
+        cosines: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        neighbours::portable_cosines_backward::<Self>(matrix, ours, others, cosines, norms, grad)
+    }
+
     /// One step of Adam: the new parameter and moments. Buffers that nobody else holds are updated in place.
     fn adam(
         param: FloatTensor<Self>,
@@ -194,6 +220,17 @@ pub trait SparseOps: Backend {
         w_dec: FloatTensor<Self>,
         start: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// [`SparseKernels::nearest`], which no graph records.
+    fn sparse_nearest(
+        matrix: FloatTensor<Self>,
+        latents: IntTensor<Self>,
+        absolute: bool,
+        exact: bool,
+    ) -> IntTensor<Self>;
+
+    /// The cosines of [`SparseKernels::cosines`], differentiable in `matrix`.
+    fn sparse_cosines(matrix: FloatTensor<Self>, ours: IntTensor<Self>, others: IntTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// The optimiser's step, which no graph records.
@@ -262,6 +299,19 @@ impl<B: SparseKernels> SparseOps for B {
         start: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         Self::nested_forward(rows, &weights, indices, levels, values, w_dec, start)
+    }
+
+    fn sparse_nearest(
+        matrix: FloatTensor<Self>,
+        latents: IntTensor<Self>,
+        absolute: bool,
+        exact: bool,
+    ) -> IntTensor<Self> {
+        Self::nearest(matrix, latents, absolute, exact)
+    }
+
+    fn sparse_cosines(matrix: FloatTensor<Self>, ours: IntTensor<Self>, others: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::cosines(matrix, ours, others).0
     }
 }
 

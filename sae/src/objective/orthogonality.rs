@@ -10,7 +10,7 @@
 //! opposite directions are different features. Where values have signs they are the same feature twice, so there the
 //! absolute cosine counts (`absolute` says otherwise).
 
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -18,9 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{About, Face, Forward, Moment, check_weight};
 use crate::error::{Error, Result};
-
-/// Cosines of a block at a time: 16 MiB.
-const BLOCK: usize = 1 << 22;
+use crate::kernels::{cosines, nearest};
 
 /// `[objective.orthogonality]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,36 +66,6 @@ impl Orthogonality {
     }
 }
 
-/// For each of `rows: [n, d_in]`, unit rows, the index of the nearest other: largest cosine, or largest absolute one.
-fn nearest(rows: &Tensor<2>, absolute: bool) -> Tensor<1, Int> {
-    let [n, _] = rows.dims();
-    let block = (BLOCK / n).clamp(1, n);
-    let parts = (0..n).step_by(block).map(|start| {
-        let end = n.min(start + block);
-        let cosines = rows
-            .clone()
-            .narrow(0, start, end - start)
-            .matmul(rows.clone().transpose());
-        let cosines = if absolute { cosines.abs() } else { cosines };
-        // A row is no neighbour of itself.
-        let itself: Vec<i32> = (start as i32..end as i32).collect();
-        let itself = Tensor::<1, Int>::from_data(TensorData::new(itself, [end - start]), &rows.device());
-        let itself = itself.reshape([end - start, 1]);
-        let lower = Tensor::full([end - start, 1], -4.0, &rows.device());
-        let cosines = cosines.scatter(1, itself, lower, IndexingUpdateOp::Add);
-        cosines.argmax(1).reshape([end - start])
-    });
-    Tensor::cat(parts.collect(), 0)
-}
-
-/// Puts latents where the decoder is.
-fn at(device: &Device, latents: Tensor<1, Int>) -> Tensor<1, Int> {
-    match device.is_autodiff() {
-        true => Tensor::from_inner(latents),
-        false => latents,
-    }
-}
-
 impl Face for Orthogonality {
     fn weight(&self, _: Moment) -> f64 {
         self.weight * self.every as f64
@@ -108,22 +76,15 @@ impl Face for Orthogonality {
         if !pass.moment.step.is_multiple_of(self.every) || d_sae < 2 {
             return None;
         }
-        let norms = (pass.w_dec.clone() * pass.w_dec.clone()).sum_dim(1).sqrt();
-        let unit = pass.w_dec.clone() / norms.clamp_min(1e-6);
-        // Who is nearest is found outside of the graph: only the pairs are differentiated.
-        let plain = unit.clone().no_grad();
+        let absolute = self.absolute.unwrap_or(pass.signed);
         let (mut ours, mut others) = (Vec::new(), Vec::new());
         for chunk in self.chunks(pass.moment, d_sae).into_iter().filter(|c| c.len() > 1) {
             let shape = [chunk.len()];
-            let latents = Tensor::<1, Int>::from_data(TensorData::new(chunk, shape), &plain.device());
-            let rows = plain.clone().select(0, latents.clone());
-            let found = nearest(&rows, self.absolute.unwrap_or(pass.signed));
-            others.push(latents.clone().select(0, found));
+            let latents = Tensor::<1, Int>::from_data(TensorData::new(chunk, shape), &pass.w_dec.device());
+            others.push(nearest(pass.w_dec.clone(), latents.clone(), absolute, pass.search));
             ours.push(latents);
         }
-        let device = unit.device();
-        let (ours, others) = (at(&device, Tensor::cat(ours, 0)), at(&device, Tensor::cat(others, 0)));
-        let cosines = (unit.clone().select(0, ours) * unit.select(0, others)).sum_dim(1);
+        let cosines = cosines(pass.w_dec.clone(), Tensor::cat(ours, 0), Tensor::cat(others, 0));
         Some((cosines.clone() * cosines).sum() / d_sae as f64)
     }
 

@@ -24,6 +24,7 @@ pub(super) fn pass(device: &Device, with_aux: bool) -> Forward {
         written: vec![2],
         n_dead: 1,
         variance: 4.0,
+        search: Search::Auto,
         moment: Moment {
             step: 0,
             steps: 10,

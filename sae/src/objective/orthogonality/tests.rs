@@ -1,3 +1,5 @@
+use burn::tensor::Device;
+
 use super::*;
 use crate::kernels::tests::{devices, uniform};
 use crate::objective::tests::pass;
@@ -139,4 +141,53 @@ fn the_nearest_row_is_found_alike_whatever_the_number_of_threads() {
     let bits = |v: Vec<f32>| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     let one = bits(on(1));
     assert!(one == bits(on(2)) && one == bits(on(3)));
+}
+
+#[test]
+fn a_latent_alone_in_its_chunk_has_no_neighbour_and_one_alone_in_the_dictionary_no_term() {
+    let device = Device::flex();
+    let term = Orthogonality {
+        chunk: 2,
+        ..Orthogonality::default()
+    };
+    let rows = [1.0, 0.0, 0.6, 0.8, -0.8, 0.6];
+    let (pass, _) = with_decoder(&device, &rows, 2, true);
+    let chunks = term.chunks(pass.moment, 3);
+    assert_eq!(chunks.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2]);
+    let expected = twin(&rows.map(f64::from), 2, &chunks, true);
+    let found = term.value(&pass).unwrap().into_data().to_vec::<f32>().unwrap()[0];
+    assert!((f64::from(found) - expected).abs() < 1e-6, "{found} {expected}");
+    let (pass, _) = with_decoder(&device, &rows[..2], 2, true);
+    assert!(term.value(&pass).is_none());
+}
+
+#[test]
+fn a_row_of_zeros_keeps_the_gradient_a_number_and_one_of_no_numbers_is_not_passed_over() {
+    let mut rows = [0.0, 0.0, 0.6, 0.8, 1.0, 0.0, 1.0, 0.0];
+    let of = |rows: &[f32]| {
+        let (pass, w_dec) = with_decoder(&Device::flex().autodiff(), rows, 2, false);
+        let value = Orthogonality::default().value(&pass).unwrap();
+        let gradient = w_dec.grad(&value.clone().backward()).unwrap();
+        let read = |data: TensorData| data.to_vec::<f32>().unwrap();
+        (read(value.into_data())[0], read(gradient.into_data()))
+    };
+    let (value, gradient) = of(&rows);
+    // Two equal rows, one at 0.6 from both, and one that is near to nobody; the equal ones cannot be nearer.
+    assert!((value - (1.0 + 1.0 + 0.36) / 4.0).abs() < 1e-6, "{value}");
+    assert!(gradient.iter().all(|g| g.is_finite()), "{gradient:?}");
+    rows[3] = f32::NAN;
+    assert!(of(&rows).0.is_nan());
+}
+
+#[test]
+fn the_exact_search_finds_the_same_value_and_gradient() {
+    use rand::SeedableRng;
+    let rows = uniform(&mut ChaCha8Rng::seed_from_u64(8), 400 * 24);
+    let of = |search| {
+        let (mut pass, w_dec) = with_decoder(&Device::flex().autodiff(), &rows, 24, true);
+        pass.search = search;
+        let grads = Orthogonality::default().value(&pass).unwrap().backward();
+        w_dec.grad(&grads).unwrap().into_data().to_vec::<f32>().unwrap()
+    };
+    assert_eq!(of(crate::kernels::Search::Auto), of(crate::kernels::Search::Exact));
 }

@@ -58,6 +58,7 @@ impl Trainer {
             written: self.scales.write.iter().map(|place| place.width).collect(),
             n_dead: dead.len(),
             variance: self.variance,
+            search: self.search,
             moment: self.moment(),
         }
     }

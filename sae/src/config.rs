@@ -208,7 +208,8 @@ pub struct TrainConfig {
     pub explosion: f64,
     /// Where `b_dec` starts.
     pub b_dec_init: BDecInit,
-    /// How the latents that fire are looked for in training: `auto`, or `exact` for f32 alone.
+    /// How the latents that fire, and the decoder rows that lie closest, are looked for in training: `auto`, or `exact` for f32
+    /// alone.
     pub select: Search,
     /// Of the first decoder and of the order of the data.
     pub seed: u64,

@@ -3,7 +3,8 @@
 //!
 //! The mean over latents `i` of the squared cosine between `d_i` and the nearest other row of its chunk. All pairs
 //! would cost `d_sae^2 d_in`; chunks of at most `chunk` latents, **drawn anew each time**, cost `d_sae * chunk * d_in`
-//! and still let any two meet. The gradient reaches both rows of a pair. `every` n-th step with `n` times the weight
+//! and still let any two meet. Who is nearest is found outside of the graph ([`nearest`]): only the cosines of the pairs are
+//! differentiated, and the gradient reaches both rows of a pair. `every` n-th step with `n` times the weight
 //! costs an n-th.
 //!
 //! The paper squares the largest *signed* cosine, so that antipodal rows escape. For codes with one pole that is right:

@@ -245,7 +245,9 @@ impl Maxima {
                 found.take(level, rows, columns, room);
             });
         });
-        matrix.map(buffers::give_back_bf16);
+        if let Some(matrix) = matrix {
+            buffers::give_back_bf16(matrix);
+        }
         found
     }
 

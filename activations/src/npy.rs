@@ -15,6 +15,23 @@ use crate::mapped;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
+/// Bytes of what [`header`] makes, with room for any number of rows.
+pub const HEADER_BYTES: usize = 128;
+
+/// The header of an array `[n_rows, width]` of little-endian f32, whose values follow row behind row.
+pub fn header(n_rows: u64, width: usize) -> Vec<u8> {
+    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({n_rows}, {width}), }}");
+    // Version 1.0, padded with spaces. Two numbers of 20 digits leave some.
+    let length = HEADER_BYTES - 10;
+    text.push_str(&" ".repeat(length - 1 - text.len()));
+    text.push('\n');
+    let mut out = MAGIC.to_vec();
+    out.extend([1, 0]);
+    out.extend((length as u16).to_le_bytes());
+    out.extend(text.as_bytes());
+    out
+}
+
 /// A memory-mapped array `[n_rows, d_in]`.
 #[derive(Clone, Debug)]
 pub struct Npy {

@@ -5,12 +5,10 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use activations::atomic;
+use activations::npy;
 
 use super::DENSE;
 use crate::error::{Error, Result};
-
-/// Bytes of the header, with room for any number of rows.
-const HEADER: usize = 128;
 
 /// Refuses an array of `bytes` where `limit` is the most.
 pub(super) fn check(bytes: u64, limit: u64) -> Result<()> {
@@ -43,7 +41,7 @@ impl DenseArray {
         let temporary = atomic::temporary(&path);
         let file = File::create(&temporary).map_err(Error::io(&temporary))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
-        out.write_all(&[0; HEADER]).map_err(Error::io(&temporary))?;
+        out.write_all(&[0; npy::HEADER_BYTES]).map_err(Error::io(&temporary))?;
         Ok(Self {
             path,
             out: Some(out),
@@ -72,7 +70,7 @@ impl DenseArray {
         let out = self.out.take().expect("an array is closed once");
         let mut file = out.into_inner().map_err(|e| Error::io(&temporary)(e.into_error()))?;
         file.seek(SeekFrom::Start(0))
-            .and_then(|_| file.write_all(&header(self.rows, self.d_sae)))
+            .and_then(|_| file.write_all(&npy::header(self.rows, self.d_sae)))
             .and_then(|()| file.sync_all())
             .map_err(Error::io(&temporary))?;
         let bytes = file.metadata().map_err(Error::io(&temporary))?.len();
@@ -87,16 +85,4 @@ impl Drop for DenseArray {
             let _ = fs::remove_file(atomic::temporary(&self.path));
         }
     }
-}
-
-/// Version 1.0 of numpy's header, padded to its length with spaces.
-fn header(rows: u64, d_sae: usize) -> Vec<u8> {
-    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {d_sae}), }}");
-    let length = HEADER - 10;
-    text.push_str(&" ".repeat(length - 1 - text.len()));
-    text.push('\n');
-    let mut out = b"\x93NUMPY\x01\x00".to_vec();
-    out.extend((length as u16).to_le_bytes());
-    out.extend(text.as_bytes());
-    out
 }

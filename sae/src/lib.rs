@@ -5,6 +5,7 @@
 //! ([`metrics`]).
 
 pub mod bilinear;
+mod chart;
 pub mod code;
 pub mod codes;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod objective;
 pub mod optimizer;
 pub mod sparsifier;
+pub mod speed;
 mod tensor_file;
 pub mod train;
 

@@ -7,10 +7,10 @@ use activations::product::{Strided, dense, dense_parallel};
 
 /// Elements of a tile of pre-activations: `[batch, d_sae]` never exists whole. The product packs the weights anew for
 /// every tile, so tiles are large enough that this is little beside it, and hardly larger.
-pub(super) const TILE_ELEMENTS: usize = 1 << 23;
+pub(crate) const TILE_ELEMENTS: usize = 1 << 23;
 
 /// Rows of a tile at least, for the sake of the product.
-pub(super) const TILE_ROWS: usize = 64;
+pub(crate) const TILE_ROWS: usize = 64;
 
 /// Below this many multiplications threads cost more than they bring.
 const PARALLEL_FROM: usize = 1 << 20;

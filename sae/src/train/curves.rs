@@ -1,6 +1,4 @@
 //! `curves.svg`: how training went, drawn from `metrics.jsonl` and from nothing else.
-//!
-//! No background and two mid-tone colours, so that the picture sits well on light and dark pages.
 
 use std::ops::Range;
 use std::path::Path;
@@ -10,13 +8,10 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::log::{self, Line};
+use crate::chart::{BLUE, Drawn, FONT, INK, ORANGE, number};
 use crate::error::{Error, Result};
 
 const SIZE: (u32, u32) = (960, 300);
-const INK: RGBColor = RGBColor(128, 132, 140);
-const BLUE: RGBColor = RGBColor(66, 133, 214);
-const ORANGE: RGBColor = RGBColor(222, 132, 48);
-const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Points of a line: tokens and a value.
@@ -35,8 +30,6 @@ pub fn draw(dir: &Path) -> Result<()> {
     picture(&lines, &mut svg).map_err(|e| Error::Invalid(format!("drawing the curves failed: {e}")))?;
     Ok(atomic::write(&dir.join("curves.svg"), svg.as_bytes())?)
 }
-
-type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
 fn picture(lines: &[Line], svg: &mut String) -> Drawn {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
@@ -142,20 +135,6 @@ fn tokens(n: f64) -> String {
     }
 }
 
-/// A value with three significant digits at most.
-fn number(v: &f64) -> String {
-    let digits = if *v >= 10.0 || *v == 0.0 {
-        0
-    } else {
-        2 - v.abs().log10().floor() as i32
-    };
-    let text = format!("{v:.*}", digits.clamp(0, 8) as usize);
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,17 +150,6 @@ mod tests {
         ];
         for (n, text) in cases {
             assert_eq!(tokens(n), text);
-        }
-        for (v, text) in [
-            (0.0, "0"),
-            (0.05, "0.05"),
-            (0.1, "0.1"),
-            (1.0, "1"),
-            (2.5, "2.5"),
-            (32.0, "32"),
-            (100.0, "100"),
-        ] {
-            assert_eq!(number(&v), text);
         }
     }
 }

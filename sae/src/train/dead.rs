@@ -41,6 +41,13 @@ impl Silence {
         }
     }
 
+    /// Counts the first `share` of the latents as dead.
+    pub fn silence(&mut self, share: f64) {
+        let n = (self.tokens.len() as f64 * share) as usize;
+        let dead = self.dead_after_tokens;
+        self.tokens.iter_mut().take(n).for_each(|tokens| *tokens = dead);
+    }
+
     /// Counts `latents` from 0 again, whether they fired or not.
     pub fn begin_anew(&mut self, latents: &[i32]) {
         latents.iter().for_each(|&i| self.tokens[i as usize] = 0);
@@ -72,5 +79,7 @@ mod tests {
         assert_eq!(silence.dead(), [2, 3]);
         silence.add(&code([0, 3, 0, 2], [1.0, 0.5, 2.0, 0.0]));
         assert_eq!(silence.dead(), [1, 2]);
+        silence.silence(0.5);
+        assert_eq!(silence.dead(), [0, 1, 2]);
     }
 }

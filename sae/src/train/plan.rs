@@ -265,6 +265,22 @@ impl TrainPlan {
         matrices.checked_add(d_out + d_sae)
     }
 
+    /// Values that an optimiser's step reads and writes: parameters, two moments of each (one of what Muon updates), and the
+    /// average where there is one. `None` where they are more than can be counted.
+    pub(crate) fn state_values(&self) -> Option<u64> {
+        let parameters = self.parameters()?;
+        let averages = u64::from(self.config.train.ema.is_some());
+        let matrices = match self.config.muon() {
+            Some(_) => {
+                let widths = self.d_out() + if self.config.is_tied() { 0 } else { self.d_in() };
+                let own_steps = self.config.sparsifier().encoder.own_steps();
+                (self.d_sae as u64).checked_mul((widths + own_steps * self.d_in()) as u64)?
+            }
+            None => 0,
+        };
+        parameters.checked_mul(3 + averages)?.checked_sub(matrices)
+    }
+
     fn estimate_sizes(&mut self, input: &Input) -> Result<()> {
         let reading = input.memory_bytes(self)?;
         self.shared_bytes = reading.unwrap_or(0);

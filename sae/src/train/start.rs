@@ -247,7 +247,7 @@ pub fn random_directions(d_sae: usize, d_in: usize, seed: u64) -> Vec<f32> {
 }
 
 /// A standard normal number, after Box and Muller.
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
+pub fn normal(rng: &mut ChaCha8Rng) -> f64 {
     // In (0, 1]: the logarithm stays finite.
     let mut uniform = || ((rng.next_u64() >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
     let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());

@@ -13,6 +13,7 @@ use self::support::npy;
 use super::average::Average;
 use super::course::Course;
 use super::dead::Silence;
+use super::laps::Laps;
 use super::resample::Resampling;
 use super::schedule::Schedule;
 use super::sides::Sides;
@@ -113,6 +114,7 @@ fn trainer(sparsifier: Sparsifier) -> Trainer {
         search: Search::Auto,
         seed: 0,
         done: 0,
+        laps: Laps::default(),
     }
 }
 

@@ -15,6 +15,7 @@ use super::course::Course;
 use super::dead::Silence;
 use super::density::Density;
 use super::initial::parameters;
+use super::laps::{Laps, Part};
 use super::resample::Resampling;
 use super::schedule::Schedule;
 use super::sides::Sides;
@@ -69,6 +70,8 @@ pub struct Trainer {
     pub seed: u64,
     /// Steps taken.
     pub done: u64,
+    /// Where the time goes, if somebody asks.
+    pub laps: Laps,
 }
 
 /// What happened in a step.
@@ -231,6 +234,7 @@ impl Trainer {
             search: plan.config.train.select,
             seed: plan.config.train.seed,
             done,
+            laps: Laps::default(),
         }
     }
 
@@ -339,11 +343,14 @@ impl Trainer {
             true => x.clone(),
             false => self.scales.scale_written(target),
         };
+        self.laps.mark(Part::Scale);
         let dead = self.silence.dead();
 
         let due = |r: &Resampling| r.is_due(self.done + 1, self.schedule.steps);
         let resamples = self.resampling.as_ref().is_some_and(due).then(|| x.clone());
-        let pass = self.forward(x, target, &self.aux_latents(&dead, batch));
+        let aux_latents = self.aux_latents(&dead, batch);
+        self.laps.mark(Part::Counters);
+        let pass = self.forward(x, target, &aux_latents);
         let loss = self.objective.loss(&pass);
         // Here the host waits for the device.
         let (total, parts) = loss.read()?;
@@ -356,6 +363,7 @@ impl Trainer {
             None => Vec::new(),
         };
         drop(pass);
+        self.laps.mark(Part::Loss);
         let active = code.values.iter().filter(|&&v| v != 0.0).count();
         let mut step = Step {
             number: self.done + 1,
@@ -381,7 +389,9 @@ impl Trainer {
             }
             scale = clip_scale(norm, most);
         }
+        self.laps.mark(Part::Gradients);
         self.update(gradients, step.lr, scale);
+        self.laps.mark(Part::Optimizer);
         self.silence.add(&code);
         if let Some(density) = &mut self.density {
             density.add(&code);
@@ -397,6 +407,7 @@ impl Trainer {
                 average.add(&now, gate.as_ref(), self.done);
             }
         }
+        self.laps.mark(Part::Counters);
         Ok(step)
     }
 }

@@ -8,6 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::super::course::Course;
 use super::super::dead::Silence;
+use super::super::laps::Laps;
 use super::super::schedule::Schedule;
 use super::super::sides::Sides;
 use super::super::trainer::update::Gradients;
@@ -130,6 +131,7 @@ impl Peer {
             search: crate::kernels::Search::Auto,
             seed: 0,
             done: 0,
+            laps: Laps::default(),
         }
     }
 

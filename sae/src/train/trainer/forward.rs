@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
+use super::super::laps::Part;
 use super::Trainer;
 use crate::code::SparseCode;
 use crate::encoder::pursuit::Pursuit;
@@ -37,13 +38,16 @@ impl Trainer {
             false => x.clone(),
         };
         let seen = self.encode(Tensor::from_inner(centred), &self.biases(None), dead, None);
+        self.laps.mark(Part::Encode);
         let masked = self.masked(&x);
+        self.laps.mark(Part::Loss);
         let base = sae.b_dec.clone().unsqueeze::<2>();
         let base = match &sae.skip {
             Some(skip) => Tensor::from_inner(x).matmul(skip.clone().transpose()) + base,
             None => base,
         };
         let recon = decode(&seen.code, sae.w_dec.clone()) + base.clone();
+        self.laps.mark(Part::Decode);
         Forward {
             target: Tensor::from_inner(target),
             recon,

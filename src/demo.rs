@@ -1,6 +1,6 @@
 //! `sae demo`: the whole way once, on the embedded model, and then the browser.
 
-mod embedded;
+pub mod embedded;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -202,6 +202,37 @@ impl Text {
         }
     }
 
+    /// With a limit where none was given.
+    pub fn with_tokens(self, tokens: u64) -> Self {
+        Self {
+            tokens: self.tokens.or(Some(tokens)),
+            ..self
+        }
+    }
+
+    /// Where none was named, as [`Text::of`], cut as the flags have it.
+    ///
+    /// # Errors
+    /// For flags about how another file is read.
+    pub fn over(self, path: &Path, separator: &str) -> anyhow::Result<Self> {
+        let given = [
+            ("--format", self.format.is_some()),
+            ("--field", self.field.is_some()),
+            ("--separator", self.separator.is_some()),
+            ("--skip-bad", self.skip_bad),
+            ("--invalid-utf8", self.invalid_utf8.is_some()),
+        ];
+        if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
+            anyhow::bail!("{flag} is about a text, and none is named with --text");
+        }
+        Ok(Self {
+            tokens: self.tokens,
+            context: self.context,
+            documents: self.documents,
+            ..Self::of(path, separator)
+        })
+    }
+
     /// Whether none was named.
     pub fn is_empty(&self) -> bool {
         self.paths.is_empty()

@@ -1,6 +1,7 @@
 //! The command line of `sae`: this file dispatches, one file a subcommand does the rest.
 
 mod bars;
+mod bench;
 mod completions;
 mod demo;
 mod encode;
@@ -53,6 +54,7 @@ enum Command {
     Serve(serve::Args),
     Inspect(inspect::Args),
     Runs(runs::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
 }
 
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
             Command::Serve(args) => serve::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Runs(args) => runs::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Completions(args) => completions::run(args),
         });
     done.unwrap_or_else(|error| {

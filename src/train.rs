@@ -119,7 +119,11 @@ pub struct Args {
     json: bool,
 }
 
-fn parse_setting(text: &str) -> Result<(String, String), String> {
+/// `KEY=VALUE`, as `--set` takes it.
+///
+/// # Errors
+/// For anything else, with what was expected.
+pub fn parse_setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => {
             let (key, value) = (key.trim(), value.trim());

@@ -1,7 +1,7 @@
 """Times whole commands of `sae` and of its peers, alternating, and writes medians and ratios to a JSON file.
 
 Usage: compare.py --model DIR --text FILE --out docs/performance.json [--sae target/release/sae] [--rounds 3]
-                  [--only harvest,memory,train,store,index]
+                  [--only harvest,memory,train,step,store,index]
 
 `--harvest DIR:LAYER:TOKENS`, repeated, names several models and places to harvest at.
 
@@ -32,7 +32,7 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--harvest", action="append", metavar="DIR:LAYER:TOKENS", help="what to harvest (repeatable)")
 parser.add_argument("--tokens", type=int, default=100_000)
 parser.add_argument("--steps", type=int, default=8)
-parser.add_argument("--only", default="harvest,memory,train,store,index")
+parser.add_argument("--only", default="harvest,memory,train,step,store,index")
 args = parser.parse_args()
 work = Path(tempfile.mkdtemp(prefix="sae-compare-"))
 
@@ -130,12 +130,33 @@ def train():
     })
 
 
+def numbers(made):
+    return {k: v for k, v in made.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
 def example(name, *flags):
     def contestant():
         made, peak = run(Path(args.examples) / name, *flags)
-        numbers = {k: v for k, v in made.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        return {**numbers, "peak_rss_mb": peak}
+        return {**numbers(made), "peak_rss_mb": peak}
     return contestant
+
+
+def step():
+    """A step beside what it takes at least: by the rate of our own product at its shape, and by that of PyTorch's in bf16."""
+    d_in, d_sae, k, batch = 768, 16384, 32, 4096
+
+    def bench(*flags):
+        made, _ = run(args.sae, "bench", "speed", "step", "--method", "topk", "--d-in", d_in, "--d-sae", d_sae, "--k", k,
+                      "--batch", batch, "--steps", args.steps, "--json", *flags)
+        figures = ("step_s", "tokens_per_s", "peak_rss_mb", "bound_s", "share_of_bound")
+        bound = ("product_gflops", "copy_gb_s")
+        return {**{key: made[key] for key in figures}, **{key: made["bound"][key] for key in bound}}
+
+    def against_theirs():
+        made, _ = run(sys.executable, HERE / "product_peer.py", batch, d_in, d_sae)
+        return bench("--product-gflops", made["gflops"])
+
+    return alternate({"our product": bench, "PyTorch's product in bf16": against_theirs})
 
 
 def memory():
@@ -160,9 +181,9 @@ def memory():
 
 def store():
     def contestant():
-        made, peak = run(Path(args.examples) / "store_bench")
+        made, peak = run(args.sae, "bench", "speed", "store", "--json")
         rates = {}
-        for line in made["store_bench"]:
+        for line in made["stores"]:
             dtype, pool = line["dtype"], line["memory_bytes"] >> 20
             rates[f"{dtype}, write GB/s"] = line["write_gb_s"]
             rates[f"{dtype}, sequential read GB/s"] = line["read_gb_s"]

@@ -49,6 +49,14 @@ def train():
     yield from beside(results["train"]["medians"], "step_s", 3)
 
 
+def step():
+    yield "| the product's rate is that of | GFLOP/s | a step | at least | share of that |"
+    yield "|---|---|---|---|---|"
+    for who, figures in results["step"]["medians"].items():
+        yield (f"| {who} | {cell(figures['product_gflops'], 0)} | {cell(figures['step_s'], 3)} |"
+               f" {cell(figures['bound_s'], 3)} | {figures['share_of_bound']['median']:.0%} |")
+
+
 def quality():
     yield "| | at its default rate | at the best of six | that rate | dead latents there | FVU at the other rates |"
     yield "|---|---|---|---|---|---|"
@@ -89,7 +97,7 @@ def machine():
 
 
 page = text.read_text()
-for name in ("machine", "harvest", "memory", "train", "quality", "store", "index"):
+for name in ("machine", "harvest", "memory", "train", "step", "quality", "store", "index"):
     if name in results:
         table = "\n".join(globals()[name]())
         page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + table + "\n" + m[2], page, flags=re.S)

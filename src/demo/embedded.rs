@@ -11,6 +11,9 @@ pub const SEPARATOR: &str = "<|end|>";
 /// A file that only the demo's model directory has.
 pub const MARK: &str = "MODEL_CARD.md";
 
+/// The text that the model wrote.
+pub const STORIES: &[u8] = include_bytes!("../../assets/storyteller/stories.txt");
+
 /// Every file, by the name it gets.
 const FILES: [(&str, &[u8]); 5] = [
     (MARK, include_bytes!("../../assets/storyteller/README.md")),
@@ -19,7 +22,7 @@ const FILES: [(&str, &[u8]); 5] = [
         "tokenizer.json",
         include_bytes!("../../assets/storyteller/tokenizer.json"),
     ),
-    ("stories.txt", include_bytes!("../../assets/storyteller/stories.txt")),
+    ("stories.txt", STORIES),
     (
         "model.safetensors",
         include_bytes!("../../assets/storyteller/model.safetensors"),

@@ -1,0 +1,25 @@
+"""Times PyTorch's bf16 product of an encoder's shape, [BATCH, D_IN] x [D_IN, D_SAE], on two threads.
+
+Usage: product_peer.py BATCH D_IN D_SAE. Prints one JSON line: the median of nine, behind two that warm up, in GFLOP/s.
+`sae bench speed step --product-gflops` takes it in the place of the rate of our own product.
+"""
+
+import json
+import sys
+import time
+from statistics import median
+
+import torch
+
+batch, d_in, d_sae = map(int, sys.argv[1:4])
+torch.manual_seed(0)
+torch.set_num_threads(2)
+x = torch.randn(batch, d_in, dtype=torch.bfloat16)
+w = torch.randn(d_sae, d_in, dtype=torch.bfloat16)
+seconds = []
+with torch.inference_mode():
+    for _ in range(11):
+        began = time.perf_counter()
+        x @ w.T
+        seconds.append(time.perf_counter() - began)
+print(json.dumps({"gflops": 2e-9 * batch * d_in * d_sae / median(seconds[2:])}))

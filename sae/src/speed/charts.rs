@@ -75,6 +75,15 @@ fn font(size: i32) -> TextStyle<'static> {
     (FONT, size).into_font().color(&INK)
 }
 
+/// With as many digits as a clock is good for.
+fn milliseconds(seconds: f64) -> String {
+    match seconds * 1e3 {
+        ms if ms >= 100.0 => format!("{ms:.0} ms"),
+        ms if ms >= 1.0 => format!("{ms:.1} ms"),
+        ms => format!("{ms:.2} ms"),
+    }
+}
+
 fn draw_parts(root: &Area, title: &str, steps: &[Bars]) -> Drawn {
     let most = steps.iter().flat_map(|bars| bars.parts).fold(1e-6, f64::max) * 1e3;
     let rows = Part::COUNT as f64;
@@ -112,15 +121,16 @@ fn draw_parts(root: &Area, title: &str, steps: &[Bars]) -> Drawn {
             let corners = [(0.0, top(row)), (seconds * 1e3, top(row) - height)];
             Rectangle::new(corners, color.filled())
         };
-        let name = format!("{}: {} ms", bars.name, number(&(whole * 1e3)));
+        let name = format!("{}: {}", bars.name, milliseconds(whole));
         chart
             .draw_series(bars.parts.iter().enumerate().map(bar))?
             .label(name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], color.filled()));
         let left = font(12).pos(Pos::new(HPos::Left, VPos::Center));
         let share = |(row, &seconds): (usize, &f64)| {
-            let text = format!(" {} ms, {:.0}%", number(&(seconds * 1e3)), 100.0 * seconds / whole);
-            Text::new(text, (seconds * 1e3, top(row) - height / 2.0), left.clone())
+            let text = format!("{}, {:.0}%", milliseconds(seconds), 100.0 * seconds / whole);
+            // A few pixels behind the bar.
+            EmptyElement::at((seconds * 1e3, top(row) - height / 2.0)) + Text::new(text, (5, 0), left.clone())
         };
         chart.draw_series(bars.parts.iter().enumerate().map(share))?;
     }
@@ -188,11 +198,9 @@ fn draw_growth(area: &Area, growth: &Growth, low: f64, high: f64) -> Drawn {
         })
         .y_label_formatter(&|v| if whole(*v) { number(&v.exp2()) } else { String::new() })
         .draw()?;
-    let milliseconds = |seconds: f64| (seconds * 1e3).log2();
+    let height = |seconds: f64| (seconds * 1e3).log2();
     if let Some(base) = points.iter().find(|p| p.size == growth.base) {
-        let line = points
-            .iter()
-            .map(|p| (x(p), milliseconds(base.step_s) + x(p) - x(base)));
+        let line = points.iter().map(|p| (x(p), height(base.step_s) + x(p) - x(base)));
         // What leaves the panel is left out.
         let line: Vec<(f64, f64)> = line.filter(|(_, y)| (low..=high).contains(y)).collect();
         let style = INK.mix(0.8).stroke_width(1);
@@ -201,7 +209,7 @@ fn draw_growth(area: &Area, growth: &Growth, low: f64, high: f64) -> Drawn {
             .label("in proportion")
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style));
     }
-    let of = |value: fn(&Point) -> f64| points.iter().map(move |p| (x(p), milliseconds(value(p))));
+    let of = |value: fn(&Point) -> f64| points.iter().map(move |p| (x(p), height(value(p))));
     let series: [(&str, fn(&Point) -> f64, RGBColor); 2] = [
         ("measured", |p| p.step_s, BLUE),
         ("at least, by this machine's rates", |p| p.bound_s, ORANGE),

@@ -1,10 +1,11 @@
-"""Times PyTorch's bf16 product of an encoder's shape, [BATCH, D_IN] x [D_IN, D_SAE], on two threads.
+"""Times PyTorch's bf16 product of an encoder's shape, [BATCH, D_IN] x [D_IN, D_SAE], on two threads or OMP_NUM_THREADS.
 
 Usage: product_peer.py BATCH D_IN D_SAE. Prints one JSON line: the median of nine, behind two that warm up, in GFLOP/s.
 `sae bench speed step --product-gflops` takes it in the place of the rate of our own product.
 """
 
 import json
+import os
 import sys
 import time
 from statistics import median
@@ -13,7 +14,7 @@ import torch
 
 batch, d_in, d_sae = map(int, sys.argv[1:4])
 torch.manual_seed(0)
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 x = torch.randn(batch, d_in, dtype=torch.bfloat16)
 w = torch.randn(d_sae, d_in, dtype=torch.bfloat16)
 seconds = []

@@ -12,6 +12,8 @@ const COLORS: [RGBColor; 2] = [BLUE, ORANGE];
 /// Room for the names of the parts.
 const NAMES: i32 = 150;
 
+/// Which of a point's times.
+type Seconds = fn(&Point) -> f64;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// The parts of one kind of step.
@@ -209,8 +211,8 @@ fn draw_growth(area: &Area, growth: &Growth, low: f64, high: f64) -> Drawn {
             .label("in proportion")
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style));
     }
-    let of = |value: fn(&Point) -> f64| points.iter().map(move |p| (x(p), height(value(p))));
-    let series: [(&str, fn(&Point) -> f64, RGBColor); 2] = [
+    let of = |value: Seconds| points.iter().map(move |p| (x(p), height(value(p))));
+    let series: [(&str, Seconds, RGBColor); 2] = [
         ("measured", |p| p.step_s, BLUE),
         ("at least, by this machine's rates", |p| p.bound_s, ORANGE),
     ];

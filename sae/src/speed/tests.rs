@@ -130,7 +130,7 @@ fn encoding_alone_is_timed_for_codes_of_tokens_and_refused_for_budgets_of_latent
     assert_eq!(times.seconds.len(), 4);
     let work = times.work.unwrap();
     let values = D_IN * D_SAE + BATCH * D_IN;
-    assert_eq!(work.bytes, 4.0 * (values as f64 + 2.0 * BATCH as f64 * times.l0));
+    assert_eq!(work.bytes, 4.0 * (values as f64 + 2.0 * BATCH as f64 * 4.0));
     for method in ["feature_choice", "bilinear"] {
         let training = training(dir.path(), &[("sae.method", method)]);
         assert!(

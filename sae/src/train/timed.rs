@@ -98,7 +98,7 @@ impl Training {
         }
         progress.finish();
         times.l0 = active / times.seconds.len() as f64;
-        times.work = Work::of_step(plan, times.l0);
+        times.work = Work::of_step(plan, budget(plan, times.l0));
         Ok(Some(times))
     }
 
@@ -136,7 +136,7 @@ impl Training {
         }
         progress.finish();
         times.l0 = active / times.seconds.len() as f64;
-        times.work = Some(Work::of_encoding(plan, times.l0));
+        times.work = Some(Work::of_encoding(plan, budget(plan, times.l0)));
         Ok(Some(times))
     }
 
@@ -171,4 +171,9 @@ impl Training {
             batches,
         }))
     }
+}
+
+/// Latents a token that the work is counted for: as many as there is a budget for, else those that fired.
+fn budget(plan: &TrainPlan, l0: f64) -> f64 {
+    plan.config.sparsifier().k().map_or(l0, |k| k as f64)
 }

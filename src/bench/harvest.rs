@@ -33,7 +33,7 @@ Activations are computed and dropped, which compares with a forward pass of othe
 warms up and is not counted. 50,000 tokens are read unless --tokens says how many; without --text they are
 the stories of `sae demo`, again and again.")]
 pub struct Args {
-    /// A model: a directory, or a hub id, org/name[@revision]
+    /// A model: a directory, a .gguf file, or a hub id, org/name[@revision]
     #[arg(long, value_name = "DIR|ID")]
     model: String,
     /// Where in the model: the pass ends there

@@ -10,6 +10,7 @@ use crate::say;
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
     pub median: f64,
+    pub mean: f64,
     pub min: f64,
     pub max: f64,
 }
@@ -19,6 +20,7 @@ impl Spread {
     pub fn of(seconds: &[f64]) -> Self {
         Self {
             median: median(seconds.iter().copied()),
+            mean: seconds.iter().sum::<f64>() / seconds.len() as f64,
             min: seconds.iter().copied().fold(f64::INFINITY, f64::min),
             max: seconds.iter().copied().fold(0.0, f64::max),
         }

@@ -92,8 +92,8 @@ fn a_gguf_harvests_the_store_of_the_checkpoint_it_was_made_from() {
         model: fixture().join("../../gguf/llama_gqa.gguf"),
         ..checkpoint.clone()
     };
-    harvest(&checkpoint, one.path());
-    harvest(&gguf, other.path());
+    assert_eq!(harvest(&checkpoint, one.path()), Outcome::Finished);
+    assert_eq!(harvest(&gguf, other.path()), Outcome::Finished);
     let read = |dir: &Path| {
         let all = drain(&mut Store::open(dir).unwrap().contexts(HOOK).unwrap());
         let tokens: Vec<_> = all.contexts.into_iter().map(|context| context.tokens).collect();

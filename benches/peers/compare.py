@@ -130,19 +130,16 @@ def train():
     })
 
 
-def numbers(made):
-    return {k: v for k, v in made.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-
-
 def example(name, *flags):
     def contestant():
         made, peak = run(Path(args.examples) / name, *flags)
-        return {**numbers(made), "peak_rss_mb": peak}
+        numbers = {k: v for k, v in made.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        return {**numbers, "peak_rss_mb": peak}
     return contestant
 
 
 def step():
-    """A step beside what it takes at least: by the rate of our own product at its shape, and by that of PyTorch's in bf16."""
+    """A step beside what it takes at least: by the rate of our own product at its shape, and by PyTorch's in bf16."""
     d_in, d_sae, k, batch = 768, 16384, 32, 4096
 
     def bench(*flags):

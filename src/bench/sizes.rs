@@ -107,7 +107,7 @@ impl Sizes {
         // Encoder and decoder with a gradient and two moments each, and half a matrix in bf16; the rows in the pool and of some
         // batches on their way.
         let training = 8.5 * matrix + rows + 8.0 * 4.0 * batch * d_in;
-        // The directions that rows are made of, and the weights while they are drawn in f64.
+        // The directions that rows are made of, and a piece of these.
         let making = 4.0 * speed::directions(self.d_sae) as f64 * d_in;
         let copies = 2.0 * speed::COPY_BYTES as f64;
         let memory = training.max(making + rows / BATCHES as f64).max(copies);

@@ -18,13 +18,15 @@ pub const WARM_UP: u64 = 2;
 /// Batches of different rows; more steps see them again in another order.
 const BATCHES: usize = 8;
 
-/// The keys of run.toml that have a flag here.
-const KEYS: [(&str, &str); 6] = [
+/// The keys of run.toml that have a flag here, and those that would take the place of one.
+const KEYS: [(&str, &str); 8] = [
     ("sae.method", "--method"),
     ("sae.d_sae", "--d-sae"),
+    ("sae.expansion", "--d-sae"),
     ("sae.k", "--k"),
     ("train.batch", "--batch"),
     ("train.steps", "--steps"),
+    ("train.tokens", "--steps"),
     ("train.seed", "--seed"),
 ];
 /// Keys of `[data]` that rows made here do not decide.
@@ -227,7 +229,8 @@ mod tests {
             ("--set data.acts=x", "--set data.acts: the rows are made here"),
             ("--set train.device=cuda", "--set train.device=cuda: "),
             ("--set train.lr=-1", "--set train.lr: "),
-            ("--set sae.expansion=8", "--set sae.expansion: "),
+            ("--set sae.expansion=8", "--set sae.expansion: give it as --d-sae"),
+            ("--set train.tokens=80", "--set train.tokens: give it as --steps"),
         ] {
             let said = refusal(line);
             assert!(said.starts_with(words), "{line}: {said}");

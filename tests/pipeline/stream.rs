@@ -113,12 +113,15 @@ fn ctrl_c_stops_a_streamed_training_promptly_and_it_resumes() {
             .unwrap();
         // Once while the pool fills, and once in the loop.
         if round == 1 {
-            for _ in 0..600 {
-                if fs::metadata(place.path("run/timings.jsonl")).is_ok_and(|m| m.len() > 0) {
+            // However long a busy machine takes to fill the pool.
+            let trains = || fs::metadata(place.path("run/timings.jsonl")).is_ok_and(|m| m.len() > 0);
+            for _ in 0..6000 {
+                if trains() {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }
+            assert!(trains(), "no step was made in five minutes");
         } else {
             std::thread::sleep(Duration::from_millis(1500));
         }

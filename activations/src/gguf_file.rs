@@ -2,7 +2,7 @@
 //!
 //! The one decision: **every count and length is checked against what is left of the file before anything is allocated**,
 //! and arrays stay where they are in the mapped file until somebody asks for them. Tensors of the quantised formats come
-//! out as f32, by the formulas of ggml's `ggml-quants.c`, see [`blocks`].
+//! out as f32, by the formulas of ggml's `ggml-quants.c` (`gguf_file/blocks.rs`).
 //!
 //! Layout (ggml's `docs/gguf.md`): the magic, a version, the numbers of tensors and of keys; the keys with their values;
 //! name, shape, format and offset of each tensor; then the data. Everything is little-endian, and shapes begin with the

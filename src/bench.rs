@@ -8,6 +8,7 @@ mod scratch;
 mod sizes;
 mod step;
 mod store;
+mod timed;
 
 use std::process::ExitCode;
 

@@ -64,7 +64,7 @@ fn a_streamed_training_that_is_killed_over_and_over_ends_with_the_same_bytes() {
     let place = Place::new();
     // Memory for windows of a few thousand rows: kills fall on several of them, and the text begins again.
     let settings = format!(
-        "{TEXT} --hook {HOOK} --tokens 30k --json {SMALL} --set train.steps=200 --set train.checkpoint_every=10 \
+        "{TEXT} --hook {HOOK} --tokens 15k --json {SMALL} --set train.steps=100 --set train.checkpoint_every=5 \
          --set data.mix_memory_mib=8 --set data.held_out_rows=1000"
     );
     place.json(&format!("train --out whole {settings}"));

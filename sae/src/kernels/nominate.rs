@@ -42,7 +42,19 @@ const LEAST_ROWS: usize = 128;
 const SPARSE: usize = 16;
 
 /// Times the spread that an error is allowed.
-const SPREADS: f64 = 6.0;
+pub(super) const SPREADS: f64 = 6.0;
+
+/// The root mean square of the share that a number rounded to bf16 is wrong by.
+pub(super) fn rounding() -> f64 {
+    2f64.powi(-8) * (1.0 / (8.0 * 2f64.ln())).sqrt()
+}
+
+/// `|row|_4` of each row of `values`, `[rows, width]`.
+pub(super) fn fourth_norms(level: Level, values: &[f32], width: usize) -> Vec<f64> {
+    let rows = values.par_chunks(width).with_min_len(ROWS_A_TASK);
+    rows.map(|row| simd::sum_of_fourth_powers(level, row).sqrt().sqrt())
+        .collect()
+}
 
 /// The operands of an encoder: `pre = x w_enc^T + b_enc`.
 #[derive(Clone, Copy)]
@@ -129,18 +141,13 @@ pub fn select(
 /// What a pre-activation of each row may be wrong by, `[batch]`; not finite where nothing can be said.
 fn errors(encoder: Encoder) -> Vec<f32> {
     let level = simd::level();
-    let norm = |row: &[f32]| simd::sum_of_fourth_powers(level, row).sqrt().sqrt();
-    let rows = |values: &[f32]| -> Vec<f64> {
-        let rows = values.par_chunks(encoder.d_in).with_min_len(ROWS_A_TASK);
-        rows.map(norm).collect()
-    };
+    let norms = |values: &[f32]| fourth_norms(level, values, encoder.d_in);
     // Not `f64::max`, which would pass over a NaN.
-    let widest = rows(encoder.w_enc)
+    let widest = norms(encoder.w_enc)
         .into_iter()
         .fold(0.0, |a: f64, b| if b <= a { a } else { b });
-    let share = 2f64.sqrt() * 2f64.powi(-8) * (1.0 / (8.0 * 2f64.ln())).sqrt();
-    let wrong = SPREADS * share * widest;
-    rows(encoder.x).into_iter().map(|x| (wrong * x) as f32).collect()
+    let wrong = SPREADS * (2f64.sqrt() * rounding()) * widest;
+    norms(encoder.x).into_iter().map(|x| (wrong * x) as f32).collect()
 }
 
 /// A batch whose pre-activations are known nearly.

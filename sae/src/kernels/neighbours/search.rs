@@ -23,6 +23,7 @@ use rayon::prelude::*;
 
 use super::super::buffers;
 use super::super::cpu::ROWS_A_TASK;
+use super::super::nominate::{SPREADS, fourth_norms, rounding};
 use super::super::simd::{self, Level, dot, for_each_level};
 use super::LEAST_NORM;
 
@@ -35,9 +36,6 @@ const TILE_ROWS: usize = 3 * PANEL;
 /// Columns of a tile, about: with as many rows it stays in the cache until its maxima are taken. Few in
 /// tests, so that there is more than one tile beside another.
 const TILE_COLUMNS: usize = if cfg!(test) { 4 } else { 24 } * PANEL;
-
-/// Times the spread that an error is allowed.
-const SPREADS: f64 = 6.0;
 
 /// What nominates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,16 +105,12 @@ impl UnitRows<'_> {
     /// What a cosine of each row may be wrong by; not finite only for rows that have none.
     fn errors(&self, level: Level, product: Product) -> Vec<f32> {
         let fourth: Vec<f64> = match product {
-            Product::Bf16 => {
-                let rows = self.values.par_chunks(self.d_in).with_min_len(ROWS_A_TASK);
-                rows.map(|row| simd::sum_of_fourth_powers(level, row).sqrt().sqrt())
-                    .collect()
-            }
+            Product::Bf16 => fourth_norms(level, self.values, self.d_in),
             Product::F32 => vec![0.0; self.len()],
         };
         // Rows that are no numbers are near to nobody.
         let widest = fourth.iter().fold(0.0, |a, &b| if b > a { b } else { a });
-        let share = 2.0 * 2f64.powi(-8) * (1.0 / (8.0 * 2f64.ln())).sqrt();
+        let share = 2.0 * rounding();
         // Of both sums, the nominating and the deciding one. No partial sum is longer than a row.
         let sums = 2.0 * 2f64.powi(-24) * (self.d_in as f64).sqrt();
         let rows = self.values.par_chunks(self.d_in).with_min_len(ROWS_A_TASK);

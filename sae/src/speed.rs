@@ -147,6 +147,15 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
+/// Seconds as tables and charts have them, in milliseconds with as many digits as a clock is good for.
+pub fn milliseconds(seconds: f64) -> String {
+    match seconds * 1e3 {
+        ms if ms >= 100.0 => format!("{ms:.0} ms"),
+        ms if ms >= 1.0 => format!("{ms:.1} ms"),
+        ms => format!("{ms:.3} ms"),
+    }
+}
+
 /// Threads that kernels compute on.
 pub fn threads() -> usize {
     rayon::current_num_threads()

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 
 use activations::{Outcome, Silent, Stop, atomic};
 use anyhow::{Context, bail};
-use sae::speed::{Bars as PartBars, Growth, Point, ProductRate, Rates, copy_bytes_per_s, growth_chart, parts_chart};
+use sae::speed::{
+    Bars as PartBars, Growth, Point, ProductRate, Rates, copy_bytes_per_s, growth_chart, milliseconds, parts_chart,
+};
 use sae::train::{Part, Times, Timing};
 use serde::Serialize;
 
 use super::parse_size;
-use super::report::{Machine, Spread, line, machine_lines, milliseconds};
+use super::report::{Machine, Spread, line, machine_lines};
 use super::scratch::Scratch;
 use super::sizes::{Sizes, WARM_UP, named};
 use crate::{interrupt, say};

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use activations::{Outcome, Progress, Stop};
+use activations::Outcome;
 use sae::train::Training;
 use serde::Serialize;
 
@@ -46,10 +46,8 @@ struct Report {
 
 /// Measures, and says what came out.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let way = |training: &Training, timing, progress: &dyn Progress, stop: &Stop| {
-        training.time_encoding(timing, progress, stop)
-    };
-    let Some((timed, times)) = Timed::of(&args.sizes, args.steps, 0.0, way)? else {
+    let timed = Timed::of(&args.sizes, args.steps, 0.0, Training::time_encoding)?;
+    let Some((timed, times)) = timed else {
         return Ok(interrupt::exit_code(Outcome::Stopped, "the same command"));
     };
     let spread = Spread::of(&times.seconds);

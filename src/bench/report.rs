@@ -1,6 +1,6 @@
 //! What measurements have in common when they are told.
 
-use sae::speed::{ProductBy, median};
+use sae::speed::{ProductBy, median, milliseconds};
 use serde::Serialize;
 
 use super::sizes::BoundReport;
@@ -49,15 +49,6 @@ pub fn line(name: &str, value: String, note: &str) {
     say!("{}", format!("  {name:<20} {value:>12}   {note}").trim_end());
 }
 
-/// Seconds as a table has them.
-pub fn milliseconds(seconds: f64) -> String {
-    match seconds * 1e3 {
-        ms if ms >= 100.0 => format!("{ms:.0} ms"),
-        ms if ms >= 1.0 => format!("{ms:.1} ms"),
-        ms => format!("{ms:.3} ms"),
-    }
-}
-
 /// The lines about what a step could be.
 pub fn bound_lines(bound: Option<&BoundReport>, share: Option<f64>) {
     let (Some(bound), Some(share)) = (bound, share) else {
@@ -93,13 +84,5 @@ mod tests {
     fn a_spread_is_the_middle_and_both_ends() {
         let spread = Spread::of(&[3.0, 1.0, 2.0]);
         assert_eq!((spread.median, spread.min, spread.max), (2.0, 1.0, 3.0));
-    }
-
-    #[test]
-    fn short_times_keep_their_digits() {
-        assert_eq!(
-            [milliseconds(0.3), milliseconds(0.0123), milliseconds(0.00001)],
-            ["300 ms", "12.3 ms", "0.010 ms"]
-        );
     }
 }

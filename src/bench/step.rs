@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use activations::{Outcome, Progress, Stop};
+use activations::Outcome;
 use anyhow::bail;
+use sae::speed::milliseconds;
 use sae::train::{Part, Training};
 use serde::Serialize;
 
-use super::report::{Spread, line, milliseconds};
+use super::report::{Spread, line};
 use super::sizes::Sizes;
 use super::timed::Timed;
 use super::{parse_share, parse_size};
@@ -64,9 +65,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.dead_share > 0.0 && args.sizes.method == "bilinear" {
         bail!("--dead-share: --method bilinear has no dead latents to revive");
     }
-    let way =
-        |training: &Training, timing, progress: &dyn Progress, stop: &Stop| training.time_steps(timing, progress, stop);
-    let Some((timed, times)) = Timed::of(&args.sizes, args.steps, args.dead_share, way)? else {
+    let timed = Timed::of(&args.sizes, args.steps, args.dead_share, Training::time_steps)?;
+    let Some((timed, times)) = timed else {
         return Ok(interrupt::exit_code(Outcome::Stopped, "the same command"));
     };
     let spread = Spread::of(&times.seconds);

@@ -1,11 +1,11 @@
 //! Timing a trainer, by its steps or by their encoding alone: what both reports have in common.
 
 use activations::{Progress, Stop};
-use sae::speed::peak_rss_mb;
+use sae::speed::{milliseconds, peak_rss_mb};
 use sae::train::{Times, Timing, Training};
 use serde::Serialize;
 
-use super::report::{Machine, Spread, bound_lines, line, machine_lines, milliseconds};
+use super::report::{Machine, Spread, bound_lines, line, machine_lines};
 use super::scratch::Scratch;
 use super::sizes::{BoundReport, Sizes, WARM_UP, named};
 use crate::bars::{Bars, count};

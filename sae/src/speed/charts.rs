@@ -4,6 +4,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::milliseconds;
 use crate::chart::{BLUE, Drawn, FONT, INK, ORANGE, number};
 use crate::error::{Error, Result};
 use crate::train::{Part, Parts};
@@ -75,15 +76,6 @@ fn drawn(size: (u32, u32), draw: impl FnOnce(&Area) -> Drawn) -> Result<String> 
 
 fn font(size: i32) -> TextStyle<'static> {
     (FONT, size).into_font().color(&INK)
-}
-
-/// With as many digits as a clock is good for.
-fn milliseconds(seconds: f64) -> String {
-    match seconds * 1e3 {
-        ms if ms >= 100.0 => format!("{ms:.0} ms"),
-        ms if ms >= 1.0 => format!("{ms:.1} ms"),
-        ms => format!("{ms:.2} ms"),
-    }
 }
 
 fn draw_parts(root: &Area, title: &str, steps: &[Bars]) -> Drawn {

@@ -35,6 +35,14 @@ fn the_median_is_the_middle_one_or_the_mean_of_two() {
 }
 
 #[test]
+fn short_times_keep_their_digits() {
+    assert_eq!(
+        [milliseconds(0.3), milliseconds(0.0123), milliseconds(0.00001)],
+        ["300 ms", "12.3 ms", "0.010 ms"]
+    );
+}
+
+#[test]
 fn the_bound_of_a_step_is_what_its_definition_gives_by_hand() {
     let dir = tempfile::tempdir().unwrap();
     let training = training(dir.path(), &[("sae.k", "4")]);

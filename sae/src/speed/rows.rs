@@ -70,11 +70,8 @@ pub fn write_rows(path: &Path, n_rows: usize, d_in: usize, d_sae: usize, seed: u
 /// Makes one row. `directions`: `[n, d_in]`; `up_to`: `[n]`, sums of their probabilities, times whatever.
 fn fill(row: &mut [f32], directions: &[f32], up_to: &[f64], rng: &mut ChaCha8Rng) {
     row.iter_mut().for_each(|v| *v = (NOISE * normal(rng)) as f32);
-    let all = up_to[up_to.len() - 1];
     for _ in 0..ACTIVE {
-        let which = up_to
-            .partition_point(|&sum| sum <= all * uniform(rng))
-            .min(up_to.len() - 1);
+        let which = drawn(up_to, rng);
         // In (0, 1]: the logarithm stays finite.
         let size = (LEAST - (1.0 - uniform(rng)).ln()) as f32;
         let direction = &directions[which * row.len()..][..row.len()];
@@ -82,7 +79,39 @@ fn fill(row: &mut [f32], directions: &[f32], up_to: &[f64], rng: &mut ChaCha8Rng
     }
 }
 
+/// A place in `up_to`, as probable as it adds to the sum.
+fn drawn(up_to: &[f64], rng: &mut ChaCha8Rng) -> usize {
+    let last = up_to.len() - 1;
+    let at = up_to[last] * uniform(rng);
+    up_to.partition_point(|&sum| sum <= at).min(last)
+}
+
 /// In [0, 1).
 fn uniform(rng: &mut ChaCha8Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directions_are_drawn_as_often_as_their_probabilities_say() {
+        let probabilities = [0.5, 0.125, 0.0, 0.25, 0.125];
+        let mut sum = 0.0;
+        let up_to = probabilities.map(|p| {
+            sum += p;
+            sum
+        });
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let mut counts = [0.0; 5];
+        let draws = 40_000;
+        (0..draws).for_each(|_| counts[drawn(&up_to, &mut rng)] += 1.0);
+        for (count, p) in counts.into_iter().zip(probabilities) {
+            // Six deviations of a count.
+            let spread = 6.0 * (f64::from(draws) * p * (1.0 - p)).sqrt();
+            let expected = f64::from(draws) * p;
+            assert!((count - expected).abs() <= spread, "{count} of {expected}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ warms up and is not counted. 50,000 tokens are read unless --tokens says how man
 the stories of `sae demo`, again and again.")]
 pub struct Args {
     /// A model: a directory, a .gguf file, or a hub id, org/name[@revision]
-    #[arg(long, value_name = "DIR|ID")]
+    #[arg(long, value_name = "DIR|GGUF|ID")]
     model: String,
     /// Where in the model: the pass ends there
     #[arg(long = "hook", value_name = "HOOK", required = true)]

@@ -3,7 +3,7 @@
 //! A build for the oldest processor would leave most of a new one idle, and a build for the newest would not start on the
 //! old. So kernels are compiled once for every level, and pick one here.
 //!
-//! `SAE_CPU=scalar|avx2|avx512|avx512_bf16` lowers the level: to compare, and to reproduce what another machine computed.
+//! `SAE_CPU=scalar|avx2|avx512|avx512_vnni|avx512_bf16` lowers the level: to compare, and to reproduce what another machine computed.
 
 use std::sync::OnceLock;
 
@@ -21,13 +21,21 @@ pub enum Level {
     Avx2,
     /// 512-bit vectors.
     Avx512,
-    /// 512-bit vectors, and products of pairs of bf16 numbers.
+    /// 512-bit vectors, and sums of products of bytes.
+    Avx512Vnni,
+    /// 512-bit vectors, sums of products of bytes, and products of pairs of bf16 numbers.
     Avx512Bf16,
 }
 
 impl Level {
     /// All of them, the least first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+    ];
 
     /// As `SAE_CPU` writes it.
     pub fn name(self) -> &'static str {
@@ -35,6 +43,7 @@ impl Level {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512_vnni",
             Self::Avx512Bf16 => "avx512_bf16",
         }
     }
@@ -80,10 +89,12 @@ fn detected() -> Level {
         && is_x86_feature_detected!("avx512dq"))
     {
         Level::Avx2
-    } else if is_x86_feature_detected!("avx512bf16") {
-        Level::Avx512Bf16
-    } else {
+    } else if !is_x86_feature_detected!("avx512vnni") {
         Level::Avx512
+    } else if !is_x86_feature_detected!("avx512bf16") {
+        Level::Avx512Vnni
+    } else {
+        Level::Avx512Bf16
     }
 }
 
@@ -110,11 +121,11 @@ macro_rules! for_each_level {
                 }
                 // A level that this processor lacks would be undefined behaviour, whoever asked for it.
                 match level.min($crate::cpu::level()) {
-                    // SAFETY: `level()` is at most what was detected on this processor.
-                    $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::cpu::Level::Scalar => {}
+                    // SAFETY: `level()` is at most what was detected on this processor.
+                    $crate::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    // SAFETY: as above; the levels above this one have all of its instructions.
+                    _ => return unsafe { avx512($($arg),*) },
                 }
             }
             let _ = level;

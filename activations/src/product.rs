@@ -20,6 +20,7 @@
 //! ```
 
 mod dense;
+pub mod int8;
 mod kernel;
 
 use std::cell::RefCell;
@@ -31,6 +32,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use self::dense::{Strided, dense, dense_parallel};
+pub use self::int8::{Int8Matrix, Int8Rows};
 use crate::cpu::{self, Level};
 use crate::error::{Error, Result};
 
@@ -164,28 +166,11 @@ impl Bf16Matrix {
     /// # Panics
     /// If the shapes do not fit.
     pub fn product_parallel(&self, x: &[f32], out: &mut [f32]) {
-        self.check(x, &(0..self.d_out), out);
+        check(x.len(), self.d_in, self.d_out, &(0..self.d_out), out);
         let rows = self.block_rows();
         x.par_chunks(rows * self.d_in)
             .zip(out.par_chunks_mut(rows * self.d_out))
             .for_each(|(x, out)| self.product(x, out));
-    }
-
-    fn check(&self, x: &[f32], columns: &Range<usize>, out: &[f32]) {
-        let rows = x.len() / self.d_in;
-        assert!(
-            columns.start.is_multiple_of(PANEL) && columns.start <= columns.end && columns.end <= self.d_out,
-            "outputs {columns:?} of {}, in panels of {PANEL}",
-            self.d_out
-        );
-        assert!(
-            x.len() == rows * self.d_in && out.len() == rows * columns.len(),
-            "{} values by [{}, {}] into {}",
-            x.len(),
-            columns.len(),
-            self.d_in,
-            out.len()
-        );
     }
 
     /// Rows that are converted at a time.
@@ -195,40 +180,89 @@ impl Bf16Matrix {
             .clamp(TILE, 32 * TILE)
     }
 
+    /// As [`product_columns`](Self::product_columns) with rows that were converted before, for who wants the outputs piece
+    /// by piece.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn product_of(&self, rows: &Bf16Rows, columns: Range<usize>, out: &mut [f32]) {
+        self.product_of_at(cpu::level(), rows, columns, out);
+    }
+
     /// `product_columns` with the kernel of a level that this processor has, or of the one in use if that is less.
     fn product_at(&self, level: Level, x: &[f32], columns: Range<usize>, out: &mut [f32]) {
         thread_local! {
-            static CONVERTED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+            static ROWS: RefCell<Bf16Rows> = RefCell::default();
         }
-        self.check(x, &columns, out);
+        check(x.len(), self.d_in, self.d_out, &columns, out);
+        let block = self.block_rows();
+        ROWS.with_borrow_mut(|rows| {
+            let blocks = x
+                .chunks(block * self.d_in)
+                .zip(out.chunks_mut(block * columns.len().max(1)));
+            for (x, out) in blocks {
+                rows.fill_at(level, x, self.d_in);
+                self.product_of_at(level, rows, columns.clone(), out);
+            }
+        });
+    }
+
+    fn product_of_at(&self, level: Level, rows: &Bf16Rows, columns: Range<usize>, out: &mut [f32]) {
+        let (words, pairs) = (&rows.words[..], self.d_in.div_ceil(2));
+        check(words.len() / pairs * rows.d_in, self.d_in, self.d_out, &columns, out);
         let width = columns.len();
         if width == 0 {
             return;
         }
-        let (pairs, block) = (self.d_in.div_ceil(2), self.block_rows());
         let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
-        CONVERTED.with_borrow_mut(|words| {
-            for (x, out) in x.chunks(block * self.d_in).zip(out.chunks_mut(block * width)) {
-                words.resize(x.len() / self.d_in * pairs, 0);
-                kernel::convert(level, x, self.d_in, words);
-                for (number, panel) in panels.clone().enumerate() {
-                    let first = number * PANEL;
-                    let bias = &self.bias[panel * PANEL..][..PANEL];
-                    let panel = &self.words[panel * pairs * PANEL..][..pairs * PANEL];
-                    kernel::panel(
-                        level,
-                        words,
-                        pairs,
-                        panel,
-                        bias,
-                        first..width.min(first + PANEL),
-                        out,
-                        width,
-                    );
-                }
-            }
-        });
+        for (number, panel) in panels.enumerate() {
+            let first = number * PANEL;
+            let bias = &self.bias[panel * PANEL..][..PANEL];
+            let panel = &self.words[panel * pairs * PANEL..][..pairs * PANEL];
+            let columns = first..width.min(first + PANEL);
+            kernel::panel(level, words, pairs, panel, bias, columns, out, width);
+        }
     }
+}
+
+/// Rows of inputs rounded to bf16.
+#[derive(Clone, Debug, Default)]
+pub struct Bf16Rows {
+    d_in: usize,
+    /// `[rows, pairs]`: two neighbouring inputs in a word, the even one in the low half.
+    words: Vec<u32>,
+}
+
+impl Bf16Rows {
+    /// Becomes those of `x`, `[rows, d_in]`.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows, or `d_in` is zero.
+    pub fn fill(&mut self, x: &[f32], d_in: usize) {
+        self.fill_at(cpu::level(), x, d_in);
+    }
+
+    fn fill_at(&mut self, level: Level, x: &[f32], d_in: usize) {
+        assert!(d_in > 0 && x.len().is_multiple_of(d_in), "rows of {d_in} values");
+        self.d_in = d_in;
+        self.words.resize(x.len() / d_in * d_in.div_ceil(2), 0);
+        kernel::convert(level, x, d_in, &mut self.words);
+    }
+}
+
+/// Of a product of `[rows, d_in]` values with some of the rows of a matrix `[d_out, d_in]`.
+fn check(values: usize, d_in: usize, d_out: usize, columns: &Range<usize>, out: &[f32]) {
+    let rows = values / d_in;
+    assert!(
+        columns.start.is_multiple_of(PANEL) && columns.start <= columns.end && columns.end <= d_out,
+        "outputs {columns:?} of {d_out}, in panels of {PANEL}"
+    );
+    assert!(
+        values == rows * d_in && out.len() == rows * columns.len(),
+        "{values} values by [{}, {d_in}] into {}",
+        columns.len(),
+        out.len()
+    );
 }
 
 #[cfg(test)]

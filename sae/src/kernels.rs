@@ -37,6 +37,7 @@ mod per_latent;
 mod portable;
 pub mod product;
 mod ragged;
+mod rough;
 pub mod select;
 mod simd;
 #[cfg(test)]

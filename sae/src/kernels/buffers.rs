@@ -1,12 +1,13 @@
-//! Large buffers that come back every step: tiles of pre-activations, the gradients of the matrices, weights in bf16.
+//! Large buffers that come back every step: tiles of pre-activations, the gradients of the matrices, weights in few bits.
 //!
 //! Allocated anew they would be cleared page by page by the kernel, which takes longer than filling them. Whoever takes
 //! one overwrites all of it.
 
 use std::sync::{Mutex, PoisonError};
 
-use activations::product::Bf16Matrix;
 use burn_flex::FlexTensor;
+
+use super::rough::{Product, RoughMatrix};
 
 /// Buffers kept: two gradients and a tile, and as many again while shapes change.
 const KEPT: usize = 6;
@@ -52,28 +53,36 @@ pub fn recycle(tensor: FlexTensor) {
     }
 }
 
-static MATRIX: Mutex<Option<Bf16Matrix>> = Mutex::new(None);
+/// One of each kind: their memory is of different sizes.
+static MATRICES: [Mutex<Option<RoughMatrix>>; 2] = [Mutex::new(None), Mutex::new(None)];
 
-fn matrix() -> std::sync::MutexGuard<'static, Option<Bf16Matrix>> {
-    MATRIX.lock().unwrap_or_else(PoisonError::into_inner)
+fn matrix(product: Product) -> Option<std::sync::MutexGuard<'static, Option<RoughMatrix>>> {
+    let kept = match product {
+        Product::Int8 => &MATRICES[0],
+        Product::Bf16 => &MATRICES[1],
+        Product::F32 => return None,
+    };
+    Some(kept.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// [`Bf16Matrix::new`] of `rows: [d_out, d_in]`, in the memory of the one given back last. Whoever comes while another one
+/// [`RoughMatrix::new`] of `rows: [d_out, d_in]`, in the memory of the one given back last. Whoever comes while another one
 /// uses it makes his own.
-pub fn take_bf16(rows: &[f32], d_in: usize, bias: Option<&[f32]>) -> Bf16Matrix {
-    let kept = matrix().take();
+pub fn take_rough(product: Product, rows: &[f32], d_in: usize, bias: Option<&[f32]>) -> Option<RoughMatrix> {
+    let kept = matrix(product)?.take();
     match kept {
         Some(mut matrix) => {
             matrix.renew(rows, d_in, bias);
-            matrix
+            Some(matrix)
         }
-        None => Bf16Matrix::new(rows, d_in, bias),
+        None => RoughMatrix::new(product, rows, d_in, bias),
     }
 }
 
 /// Keeps the memory of a matrix for the next one.
-pub fn give_back_bf16(used: Bf16Matrix) {
-    *matrix() = Some(used);
+pub fn give_back_rough(used: RoughMatrix) {
+    if let Some(mut kept) = matrix(used.numbers()) {
+        *kept = Some(used);
+    }
 }
 
 #[cfg(test)]

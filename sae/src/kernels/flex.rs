@@ -8,12 +8,13 @@ use burn_flex::FlexTensor;
 use super::adam::{self, AdamStep};
 use super::buffers;
 use super::cpu::{self, ByLatent, Selector};
-use super::neighbours::{Pairs, Product, UnitRows, unit_rows};
+use super::neighbours::{Pairs, UnitRows, unit_rows};
 use super::nested::{self, Nested};
 use super::nominate::{self, Encoder};
 use super::ops::{EncodePlan, Part, SparseKernels, Winners};
 use super::product::{self, TILE_ELEMENTS, TILE_ROWS};
-use super::simd::{self, Level};
+use super::rough::Product;
+use super::simd;
 use super::tiles::select_in_tiles;
 use crate::code::{HostCode, Rows};
 
@@ -72,11 +73,11 @@ impl SparseKernels for Flex {
             b_enc: b_enc.storage(),
             d_in,
         };
-        if !plan.exact
-            && nominate::pays(simd::level(), batch, d_sae, plan.budget)
-            && let Some(code) = nominate::select(encoder, plan, bars.storage(), candidates.storage(), true)
-        {
-            return winners(code);
+        if !plan.exact && nominate::pays(batch, d_sae, plan.budget) {
+            let by = |product| nominate::select(encoder, plan, bars.storage(), candidates.storage(), product);
+            if let Some(code) = nominate::products(simd::level(), d_in).into_iter().find_map(by) {
+                return winners(code);
+            }
         }
         let selector = Selector {
             b_enc: b_enc.storage(),
@@ -206,10 +207,6 @@ impl SparseKernels for Flex {
         let ([_, width], [n]) = (dims(&matrix), dims(&latents));
         let (matrix, latents) = (contiguous(matrix), indices_i32(latents));
         let level = simd::level();
-        let product = match exact || level < Level::Avx512Bf16 {
-            true => Product::F32,
-            false => Product::Bf16,
-        };
         let mut values = buffers::take(n * width);
         let latents: &[i32] = latents.storage();
         unit_rows(level, matrix.storage(), width, latents, &mut values);
@@ -217,6 +214,7 @@ impl SparseKernels for Flex {
             values: &values,
             d_in: width,
         };
+        let product = if exact { Product::F32 } else { unit.product(level) };
         let nearest = unit.nearest(level, absolute, product).into_iter();
         let nearest: Vec<i32> = nearest.map(|at| latents[at as usize]).collect();
         buffers::give_back(values);

@@ -17,7 +17,7 @@ pub(super) use self::pairs::Pairs;
 pub(super) use self::portable::{
     cosines as portable_cosines, cosines_backward as portable_cosines_backward, nearest as portable_nearest,
 };
-pub(super) use self::search::{Product, UnitRows, unit_rows};
+pub(super) use self::search::{UnitRows, unit_rows};
 use super::Search;
 use super::ops::SparseOps;
 

@@ -1,22 +1,19 @@
-//! Selecting with half the numbers: a product in bf16 nominates, f32 decides.
+//! Selecting with few bits: a product in integers of eight bits, or in bf16, nominates, and f32 decides.
 //!
-//! All but a few of the pre-activations of a row are computed only to lose. So they are computed in bf16
-//! ([`activations::product`]), several times as fast; whoever could be a winner if every one of them were wrong by as much
+//! All but a few of the pre-activations of a row are computed only to lose. So they are computed roughly ([`rough`]),
+//! several times as fast; whoever could be a winner if every one of them were wrong by as much
 //! as it may be is a nominee; and the nominees' pre-activations are computed again in f32 and compete. The values of a code
 //! are therefore f32 values always, and its latents are those of a selection in f32 unless an error was beyond the bound.
-//!
-//! **The bound.** A number rounded to bf16 is wrong by a share of at most `2^-8`, and by a root mean square
-//! of `2^-8 / sqrt(8 ln 2)` if its logarithm is anything. The errors of the products of a sum are as good as
-//! independent, so that of a pre-activation spreads by `sqrt(2)` of that, times `sqrt(sum x_j^2 w_ij^2)`, which is at most
-//! `|x|_4 |w_i|_4`. We allow for six times the spread: one in a billion is beyond it.
 //!
 //! The order of every sum is fixed for every row by itself, so a code depends neither on threads nor on how a batch was cut.
 //!
 //! It pays where the processor has the instruction, where there is more than a handful of rows (the weights are rounded
-//! anew each time), and where codes are sparse: a nominee costs as much as ten latents in a dense product. Whether they are,
-//! the first rows of a batch say.
+//! anew each time), and where nominees are few: one costs as much as ten latents in a dense product. Whether they are,
+//! the first rows of a batch say: integers are tried first, then bf16, which knows rows with outliers better, then f32.
 
-use activations::product::Bf16Matrix;
+use std::ops::Range;
+
+use activations::product::PANEL;
 use rayon::prelude::*;
 
 use super::buffers;
@@ -24,13 +21,18 @@ use super::cpu::{ROWS_A_TASK, Slots};
 use super::ops::{Budget, EncodePlan};
 use super::product;
 use super::ragged::{Candidate, Pool, nearly_above};
-use super::select::{Scratch, nominees, rank_of, top_k};
+use super::rough::{self, Product, RoughMatrix};
+use super::select::{Nomination, Scratch, Seats, rank_of, top_k};
 use super::simd::{self, Level};
 use crate::code::{HostCode, Rows};
 use crate::sparsifier::Score;
 
-/// Rows of which one thread keeps the pre-activations: each weight that is read is used so often.
+/// Rows that one thread works on: each weight that is read is used so often.
 const BLOCK_ROWS: usize = 128;
+
+/// Latents of a block's rows whose pre-activations are there at a time: they stay in the cache until they are looked at.
+/// Few in tests, so that rows come in several pieces.
+const STRETCH: usize = if cfg!(test) { 1 } else { 32 } * PANEL;
 
 /// Rows that say whether a batch's codes are sparse.
 const PROBE_ROWS: usize = 32;
@@ -41,20 +43,8 @@ const LEAST_ROWS: usize = 128;
 /// Codes with more than one nominee in so many latents are not sparse.
 const SPARSE: usize = 16;
 
-/// Times the spread that an error is allowed.
-pub(super) const SPREADS: f64 = 6.0;
-
-/// The root mean square of the share that a number rounded to bf16 is wrong by.
-pub(super) fn rounding() -> f64 {
-    2f64.powi(-8) * (1.0 / (8.0 * 2f64.ln())).sqrt()
-}
-
-/// `|row|_4` of each row of `values`, `[rows, width]`.
-pub(super) fn fourth_norms(level: Level, values: &[f32], width: usize) -> Vec<f64> {
-    let rows = values.par_chunks(width).with_min_len(ROWS_A_TASK);
-    rows.map(|row| simd::sum_of_fourth_powers(level, row).sqrt().sqrt())
-        .collect()
-}
+/// More nominees than one in so many latents cost what integers save against bf16.
+const CHEAP: usize = 64;
 
 /// The operands of an encoder: `pre = x w_enc^T + b_enc`.
 #[derive(Clone, Copy)]
@@ -92,8 +82,17 @@ impl Encoder<'_> {
     }
 }
 
+/// What to nominate with, best first, and how many latents there have to be to a nominee for it to pay.
+pub fn products(level: Level, d_in: usize) -> Vec<(Product, usize)> {
+    let native = |product: &Product| product.is_native(level, d_in);
+    let native: Vec<Product> = [Product::Int8, Product::Bf16].into_iter().filter(native).collect();
+    let last = native.len().saturating_sub(1);
+    let pays = |(at, product)| (product, if at == last { SPARSE } else { CHEAP });
+    native.into_iter().enumerate().map(pays).collect()
+}
+
 /// Whether to try.
-pub fn pays(level: Level, batch: usize, d_sae: usize, budget: Budget) -> bool {
+pub fn pays(batch: usize, d_sae: usize, budget: Budget) -> bool {
     let k = match budget {
         Budget::PerToken(k) => k,
         Budget::PerBatch(n) => n.div_ceil(batch.max(1)),
@@ -101,34 +100,35 @@ pub fn pays(level: Level, batch: usize, d_sae: usize, budget: Budget) -> bool {
         // Each latent has a bar that rises while the batch is seen: only f32 does that.
         Budget::PerLatent => return false,
     };
-    level == Level::Avx512Bf16 && batch >= LEAST_ROWS && k * SPARSE < d_sae
+    batch >= LEAST_ROWS && k * SPARSE < d_sae
 }
 
-/// The winners, and behind them those of the auxiliary code, whose latents are `candidates`; with `sparse_only`, nothing if
-/// the codes are not sparse. `bars`: `[d_sae]`, of [`Budget::Above`].
+/// The winners, and behind them those of the auxiliary code, whose latents are `candidates`, nominated by `product`; nothing
+/// if more of the latents of the first rows are nominees than one in `pays`. `bars`: `[d_sae]`, of [`Budget::Above`].
 pub fn select(
     encoder: Encoder,
     plan: EncodePlan,
     bars: &[f32],
     candidates: &[i32],
-    sparse_only: bool,
+    (product, pays): (Product, usize),
 ) -> Option<HostCode> {
-    let matrix = buffers::take_bf16(encoder.w_enc, encoder.d_in, Some(encoder.b_enc));
+    let level = simd::level();
+    let matrix = buffers::take_rough(product, encoder.w_enc, encoder.d_in, Some(encoder.b_enc))?;
     let ballot = Ballot {
         encoder,
         matrix: &matrix,
-        errors: errors(encoder),
+        errors: rough::errors(&matrix, level, encoder.w_enc, encoder.x, encoder.d_in),
         bars,
-        level: simd::level(),
+        level,
     };
     let code = match plan.budget {
-        _ if sparse_only && !ballot.sparse(plan) => None,
+        _ if !ballot.pays(plan, pays) => None,
         Budget::PerToken(k) => Some(ballot.per_token(plan.score, k)),
         Budget::PerBatch(budget) => Some(ballot.per_batch(plan.score, budget)),
         Budget::Above => Some(ballot.above(plan.score)),
         Budget::PerLatent => None,
     };
-    buffers::give_back_bf16(matrix);
+    buffers::give_back_rough(matrix);
     let mut code = code?.never_empty();
     if plan.aux_k > 0 {
         let (mut indices, mut values) = auxiliary(encoder, plan, candidates);
@@ -138,23 +138,11 @@ pub fn select(
     Some(code)
 }
 
-/// What a pre-activation of each row may be wrong by, `[batch]`; not finite where nothing can be said.
-fn errors(encoder: Encoder) -> Vec<f32> {
-    let level = simd::level();
-    let norms = |values: &[f32]| fourth_norms(level, values, encoder.d_in);
-    // Not `f64::max`, which would pass over a NaN.
-    let widest = norms(encoder.w_enc)
-        .into_iter()
-        .fold(0.0, |a: f64, b| if b <= a { a } else { b });
-    let wrong = SPREADS * (2f64.sqrt() * rounding()) * widest;
-    norms(encoder.x).into_iter().map(|x| (wrong * x) as f32).collect()
-}
-
 /// A batch whose pre-activations are known nearly.
 struct Ballot<'a> {
     encoder: Encoder<'a>,
-    matrix: &'a Bf16Matrix,
-    /// See [`errors`].
+    matrix: &'a RoughMatrix,
+    /// What a pre-activation of each row may be wrong by, `[batch]`; not finite where nothing can be said.
     errors: Vec<f32>,
     bars: &'a [f32],
     level: Level,
@@ -169,13 +157,26 @@ struct Room {
     ranked: Vec<u64>,
 }
 
+/// Some of the pre-activations of a row.
+struct Piece<'a> {
+    row: usize,
+    /// The first latent.
+    first: usize,
+    /// Of as many latents.
+    pre: &'a [f32],
+    /// What they may be wrong by; not finite where nothing can be said.
+    error: f32,
+}
+
 impl Ballot<'_> {
-    /// `visit(row, pre, error, given)` of the rows from `first` on, one for each of `given`; the results in order.
-    fn rows<G: Send, T: Send>(
+    /// Of the rows from `first` on, one for each of `given`: `see(room, state, piece)` of each of their pieces in order, and
+    /// then what `finish(room, state, row, given)` makes of it, in order.
+    fn rows<G: Send, S: Default, T: Send>(
         &self,
         first: usize,
         given: Vec<G>,
-        visit: impl Fn(&mut Room, usize, &[f32], f32, G) -> T + Sync,
+        see: impl Fn(&mut Room, &mut S, Piece) + Sync,
+        finish: impl Fn(&mut Room, S, usize, G) -> T + Sync,
     ) -> Vec<T> {
         let (d_in, d_sae) = (self.encoder.d_in, self.encoder.d_sae());
         let n = given.len();
@@ -191,52 +192,107 @@ impl Ballot<'_> {
         }
         let per_block = blocks.into_par_iter().with_max_len(1).map(|(start, given)| {
             let mut room = Room::default();
-            let mut buffer = buffers::take(BLOCK_ROWS * d_sae);
-            let pre = &mut buffer[..given.len() * d_sae];
-            self.matrix
-                .product(&self.encoder.x[start * d_in..][..given.len() * d_in], pre);
-            let rows = pre.chunks(d_sae).zip(given).enumerate();
-            let found: Vec<T> = rows
-                .map(|(r, (pre, given))| visit(&mut room, start + r, pre, self.errors[start + r], given))
-                .collect();
+            let mut states: Vec<S> = given.iter().map(|_| S::default()).collect();
+            let mut buffer = buffers::take(BLOCK_ROWS * STRETCH);
+            let x = &self.encoder.x[start * d_in..][..given.len() * d_in];
+            let x = self.matrix.rows(x, d_in);
+            for first in (0..d_sae).step_by(STRETCH) {
+                let latents = first..d_sae.min(first + STRETCH);
+                let width = latents.len();
+                let pre = &mut buffer[..given.len() * width];
+                self.matrix.product_of(&x, latents, pre);
+                for (r, (pre, state)) in pre.chunks_exact(width).zip(&mut states).enumerate() {
+                    let row = start + r;
+                    let error = self.errors[row];
+                    let piece = Piece { row, first, pre, error };
+                    see(&mut room, state, piece);
+                }
+            }
             buffers::give_back(buffer);
-            found
+            let rows = states.into_iter().zip(given).enumerate();
+            rows.map(|(r, (state, given))| finish(&mut room, state, start + r, given))
+                .collect::<Vec<T>>()
         });
         per_block.flatten_iter().collect()
     }
 
-    /// Whether the first rows have few nominees.
-    fn sparse(&self, plan: EncodePlan) -> bool {
-        let d_sae = self.encoder.d_sae();
-        let probe = vec![(); self.encoder.batch().min(PROBE_ROWS)];
-        let n = probe.len();
-        let counts = self.rows(0, probe, |room, _, pre, error, ()| {
-            match plan.budget {
-                _ if !error.is_finite() => return pre.len(),
-                // A batch's budget is spread over its rows, more or less.
-                Budget::PerToken(k) => nominees(pre, plan.score, k, error, &mut room.scratch, &mut room.latents),
-                Budget::PerBatch(n) => {
-                    let k = n.div_ceil(self.encoder.batch());
-                    nominees(pre, plan.score, k, error, &mut room.scratch, &mut room.latents);
+    /// Leaves in `room.latents` who may be among the `k` best of a row: of some rows, with what is given.
+    fn nominees<G: Send, T: Send>(
+        &self,
+        (score, k): (Score, usize),
+        given: Vec<G>,
+        finish: impl Fn(&mut Room, usize, G) -> T + Sync,
+    ) -> Vec<T> {
+        let seats = |error| Seats { score, k, error };
+        self.rows(
+            0,
+            given,
+            |room, nomination: &mut Nomination, piece| {
+                if piece.error.is_finite() {
+                    nomination.see(seats(piece.error), piece.first, piece.pre, &mut room.scratch);
                 }
-                Budget::PerLatent => return pre.len(),
-                Budget::Above => return nearly_above(pre, self.bars, plan.score, error).len(),
+            },
+            |room, mut nomination, row, given| {
+                match self.errors[row] {
+                    error if error.is_finite() => nomination.finish(seats(error), &mut room.latents),
+                    _ => everybody(self.encoder.d_sae(), &mut room.latents),
+                }
+                finish(room, row, given)
+            },
+        )
+    }
+
+    /// Of the rows from `first` on, one for each of `given`, those whose score may be above the bars, `[d_sae]`: what `of`
+    /// makes of a row, a latent, its pre-activation, and what that may be wrong by.
+    fn nearly_above<E: Send>(
+        &self,
+        score: Score,
+        bars: &[f32],
+        rows: Range<usize>,
+        of: impl Fn(usize, usize, f32, f32) -> E + Sync,
+    ) -> Vec<Vec<E>> {
+        self.rows(
+            rows.start,
+            vec![(); rows.len()],
+            |_, found: &mut Vec<E>, piece| {
+                let Piece { row, first, pre, error } = piece;
+                let entry = |i: usize| of(row, first + i, pre[i], error);
+                if error.is_finite() {
+                    let near = nearly_above(pre, &bars[first..first + pre.len()], score, error);
+                    found.extend(near.into_iter().map(|i| entry(i as usize)));
+                } else {
+                    found.extend((0..pre.len()).map(entry));
+                }
+            },
+            |_, found, _, ()| found,
+        )
+    }
+
+    /// Whether the first rows have at most a nominee in so many latents.
+    fn pays(&self, plan: EncodePlan, latents: usize) -> bool {
+        let n = self.encoder.batch().min(PROBE_ROWS);
+        let count = |k| {
+            let counts = self.nominees((plan.score, k), vec![(); n], |room, _, ()| room.latents.len());
+            counts.into_iter().sum::<usize>()
+        };
+        let nominees = match plan.budget {
+            Budget::PerToken(k) => count(k),
+            // A batch's budget is spread over its rows, more or less.
+            Budget::PerBatch(budget) => count(budget.div_ceil(self.encoder.batch())),
+            Budget::PerLatent => return false,
+            Budget::Above => {
+                let rows = self.nearly_above(plan.score, self.bars, 0..n, |_, _, _, _| ());
+                rows.iter().map(Vec::len).sum()
             }
-            room.latents.len()
-        });
-        counts.iter().sum::<usize>() * SPARSE <= n * d_sae
+        };
+        nominees <= n * (self.encoder.d_sae() / latents)
     }
 
     fn per_token(&self, score: Score, k: usize) -> HostCode {
         let batch = self.encoder.batch();
         let (mut indices, mut values) = (vec![0; batch * k], vec![0.0; batch * k]);
         let slots: Vec<Slots> = indices.chunks_mut(k).zip(values.chunks_mut(k)).collect();
-        self.rows(0, slots, |room, row, pre, error, slots| {
-            if error.is_finite() {
-                nominees(pre, score, k, error, &mut room.scratch, &mut room.latents);
-            } else {
-                everybody(pre.len(), &mut room.latents);
-            }
+        self.nominees((score, k), slots, |room, row, slots| {
             self.encoder.exact(self.level, row, &room.latents, &mut room.exact);
             best(score, &room.latents, &room.exact, slots, &mut room.ranked);
         });
@@ -248,22 +304,17 @@ impl Ballot<'_> {
     }
 
     fn above(&self, score: Score) -> HostCode {
-        let given = vec![(); self.encoder.batch()];
-        let rows = self.rows(0, given, |room, row, pre, error, ()| {
-            if error.is_finite() {
-                let found = nearly_above(pre, self.bars, score, error);
-                room.latents.clear();
-                room.latents.extend(found.iter().map(|&i| i as i32));
-            } else {
-                everybody(pre.len(), &mut room.latents);
-            }
-            self.encoder.exact(self.level, row, &room.latents, &mut room.exact);
-            let of = |u: f32| if score == Score::Magnitude { u.abs() } else { u };
-            let entries = room.latents.iter().copied().zip(room.exact.iter().copied());
+        let nominees = self.nearly_above(score, self.bars, 0..self.encoder.batch(), |_, i, _, _| i as i32);
+        let of = |u: f32| if score == Score::Magnitude { u.abs() } else { u };
+        let rows = nominees.par_iter().enumerate().map(|(row, latents)| {
+            let mut exact = Vec::new();
+            self.encoder.exact(self.level, row, latents, &mut exact);
+            let entries = latents.iter().copied().zip(exact);
             entries
                 .filter(|(i, u)| of(*u) > self.bars[*i as usize])
                 .collect::<Vec<_>>()
         });
+        let rows: Vec<Vec<(i32, f32)>> = rows.with_min_len(ROWS_A_TASK).collect();
         let lengths = Rows::from_lengths(rows.iter().map(Vec::len));
         let (indices, values) = rows.into_iter().flatten().unzip();
         HostCode {
@@ -286,17 +337,10 @@ impl Ballot<'_> {
             } else {
                 BLOCK_ROWS * rayon::current_num_threads()
             };
-            let given = vec![(); rows.min(batch - first)];
-            let bars = vec![race.bar; d_sae];
-            let found = self.rows(first, given, |_, row, pre, error, ()| {
-                let entries = match error.is_finite() {
-                    true => nearly_above(pre, &bars, score, error),
-                    false => (0..d_sae as u32).collect(),
-                };
-                let nominee = |i: u32| Nominee::new(score, row, i, pre[i as usize], error);
-                entries.into_iter().map(nominee).collect::<Vec<_>>()
-            });
-            first += found.len();
+            let rows = first..batch.min(first + rows);
+            first = rows.end;
+            let nominee = |row, latent, u, error| Nominee::new(score, row, latent, u, error);
+            let found = self.nearly_above(score, &vec![race.bar; d_sae], rows, nominee);
             found.into_iter().for_each(|row| race.extend(row));
         }
         let mut pool = Pool::new(score, budget);
@@ -387,7 +431,7 @@ struct Nominee {
 }
 
 impl Nominee {
-    fn new(score: Score, row: usize, latent: u32, u: f32, error: f32) -> Self {
+    fn new(score: Score, row: usize, latent: usize, u: f32, error: f32) -> Self {
         let near = if score == Score::Magnitude { u.abs() } else { u };
         // What is no number has no bounds.
         let (least, most) = match (near - error, near + error) {
@@ -397,7 +441,7 @@ impl Nominee {
         Self {
             rank: rank_of(least.max(score.floor())),
             row: row as u32,
-            latent,
+            latent: latent as u32,
             most,
         }
     }

@@ -57,12 +57,13 @@ impl Order for ByValue {
     }
 }
 
-/// Room that [`top_k`] reuses from row to row.
+/// Room that is used again from row to row.
 #[derive(Debug, Default)]
 pub struct Scratch {
     tops: Vec<f32>,
     ranked: Vec<u32>,
     candidates: Vec<u64>,
+    found: Vec<u32>,
 }
 
 /// A number that is smaller the larger `score` is: integers compare in one step, and sort several times as fast.
@@ -177,6 +178,7 @@ fn contenders<O: Order>(
         tops,
         ranked,
         candidates,
+        ..
     } = scratch;
     tops.resize(grouped / depth, 0.0);
     tops_of(level(), pre, depth, tops);
@@ -212,25 +214,90 @@ fn lowered(rank: u32, slack: f32) -> u32 {
     }
 }
 
-/// Those of whom the `k` best may be if every pre-activation is wrong by at most `error`, ascending: nobody else.
-///
-/// `pre`: `[d_sae]` without a NaN; `k <= d_sae`. Under [`Score::Positive`] who is surely not above zero is none of them.
-pub fn nominees(pre: &[f32], score: Score, k: usize, error: f32, scratch: &mut Scratch, out: &mut Vec<i32>) {
-    out.clear();
-    // The k-th best is at least that of `pre` less one error, and whoever is better in truth lacks at most another.
-    match score {
-        Score::Positive | Score::Value => contenders::<ByValue>(pre, by_value, k, 2.0 * error, scratch),
-        Score::Magnitude => contenders::<Magnitude>(pre, magnitude, k, 2.0 * error, scratch),
+/// Those of whom the `k` best of a row may be if every pre-activation is wrong by at most `error`, found while the row is
+/// seen piece by piece, so that no more of it has to exist than a piece.
+#[derive(Debug, Default)]
+pub struct Nomination {
+    /// Rank above latent: at least everybody seen so far who may be among the best.
+    ranked: Vec<u64>,
+    /// Who ranks worse is none of them.
+    bar: u32,
+}
+
+/// What a [`Nomination`] is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Seats {
+    /// How latents rank.
+    pub score: Score,
+    /// Number of winners, at most that of latents.
+    pub k: usize,
+    /// What pre-activations may be wrong by: a finite number.
+    pub error: f32,
+}
+
+impl Nomination {
+    /// Takes a look at the latents from `first` on, whose pre-activations are `pre`, without a NaN.
+    pub fn see(&mut self, seats: Seats, first: usize, pre: &[f32], scratch: &mut Scratch) {
+        let Seats { score, k, error } = seats;
+        let by_magnitude = score == Score::Magnitude;
+        if self.ranked.len() < k {
+            // There is no bar yet but that of the piece itself. By the value, because what is below zero may be above it.
+            if by_magnitude {
+                contenders::<Magnitude>(pre, magnitude, k, 2.0 * error, scratch);
+            } else {
+                contenders::<ByValue>(pre, by_value, k, 2.0 * error, scratch);
+            }
+            self.ranked
+                .extend(scratch.candidates.iter().map(|candidate| candidate + first as u64));
+        } else {
+            let found = &mut scratch.found;
+            found.clear();
+            reaching(level(), pre, score_of(self.bar), by_magnitude, found);
+            let rank = |i: u32| rank_of(if by_magnitude { pre[i as usize].abs() } else { pre[i as usize] });
+            self.ranked
+                .extend(found.iter().map(|&i| u64::from(rank(i)) << 32 | (first as u64 + u64::from(i))));
+        }
+        self.prune(k, error);
     }
-    let candidates = &mut scratch.candidates;
-    let (_, &mut worst, _) = candidates.select_nth_unstable(k - 1);
-    let bar = lowered((worst >> 32) as u32, 2.0 * error);
-    let near = candidates.iter().filter(|&&c| (c >> 32) as u32 <= bar);
-    out.extend(near.map(|&c| c as u32 as i32));
-    if score == Score::Positive {
-        out.retain(|&i| pre[i as usize] > -error);
+
+    fn prune(&mut self, k: usize, error: f32) {
+        if self.ranked.len() >= k {
+            let (_, &mut worst, _) = self.ranked.select_nth_unstable(k - 1);
+            // The k-th best is at least what it seems less one error, and whoever is better lacks at most another.
+            self.bar = lowered((worst >> 32) as u32, 2.0 * error);
+            self.ranked.retain(|&candidate| (candidate >> 32) as u32 <= self.bar);
+        }
     }
-    out.sort_unstable();
+
+    /// Those of all latents seen, ascending: nobody else. Under [`Score::Positive`] who is surely not above zero is none.
+    pub fn finish(&mut self, seats: Seats, out: &mut Vec<i32>) {
+        out.clear();
+        let Seats { score, error, .. } = seats;
+        let above = |candidate: &u64| score != Score::Positive || score_of((candidate >> 32) as u32) > -error;
+        let nominees = self.ranked.iter().filter(|candidate| above(candidate));
+        out.extend(nominees.map(|&candidate| candidate as u32 as i32));
+        out.sort_unstable();
+        self.ranked.clear();
+    }
+}
+
+/// Latents that are looked at together.
+const GROUP: usize = 64;
+
+#[inline(always)]
+fn reaching_body<const FMA: bool>(pre: &[f32], bar: f32, magnitude: bool, out: &mut Vec<u32>) {
+    let score = |u: f32| if magnitude { u.abs() } else { u };
+    for (group, pre) in pre.chunks(GROUP).enumerate() {
+        if pre.iter().fold(false, |any, &u| any | (score(u) >= bar)) {
+            let reach = pre.iter().enumerate().filter(|(_, u)| score(**u) >= bar);
+            out.extend(reach.map(|(i, _)| (group * GROUP + i) as u32));
+        }
+    }
+}
+
+for_each_level! {
+    /// Appends the latents whose score is at least `bar`.
+    fn reaching(pre: &[f32], bar: f32, magnitude: bool, out: &mut Vec<u32>) = reaching_body
 }
 
 /// The plain twin of [`top_k`]: sorts the whole row.

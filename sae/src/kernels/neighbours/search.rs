@@ -1,11 +1,11 @@
 //! The nearest other of each of many rows, on the processor.
 //!
 //! All pairs cost `n^2 d_in`, and all but a handful of the cosines are computed only to lose. So, as in
-//! [`nominate`](super::super::nominate), a cheap product nominates and f32 decides: in bf16 where the processor has the
-//! instruction, otherwise in f32. A cosine serves both of its rows, so that of the square of tiles those on and above the
-//! diagonal are enough. Of a tile nothing is kept but the largest cosine of each row with each group of others, and of each
-//! column; where a group's is within the errors of a row's best, all cosines with that group are computed again, as one dot
-//! product each, and the largest wins, of equal ones the first.
+//! [`nominate`](super::super::nominate), a cheap product nominates and f32 decides: in integers of
+//! eight bits or in bf16 where the processor has the instruction, otherwise in f32. A cosine serves both of its rows, so
+//! that of the square of tiles those on and above the diagonal are enough. Of a tile nothing is kept but the largest cosine
+//! of each row with each group of others, and of each column; where a group's is within the errors of a row's best, all
+//! cosines with that group are computed again, as one dot product each, and the largest wins, of equal ones the first.
 //!
 //! Memory is a table of at most [`GROUPS`] numbers a row. Each of its numbers comes from one tile, and tiles are cut by
 //! the number of rows alone, so neither threads nor luck decide anything.
@@ -23,7 +23,7 @@ use rayon::prelude::*;
 
 use super::super::buffers;
 use super::super::cpu::ROWS_A_TASK;
-use super::super::nominate::{SPREADS, fourth_norms, rounding};
+use super::super::rough::{self, Product, SPREADS};
 use super::super::simd::{self, Level, dot, for_each_level};
 use super::LEAST_NORM;
 
@@ -37,14 +37,9 @@ const TILE_ROWS: usize = 3 * PANEL;
 /// tests, so that there is more than one tile beside another.
 const TILE_COLUMNS: usize = if cfg!(test) { 4 } else { 24 } * PANEL;
 
-/// What nominates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Product {
-    /// A product of rows that are rounded to bf16.
-    Bf16,
-    /// One in f32.
-    F32,
-}
+/// Errors up to this share of the spread of random rows' cosines are small enough for integers: groups of two or three a
+/// row are then computed again.
+const CHEAP: f64 = 0.2;
 
 /// Rows of length 1.
 #[derive(Clone, Copy)]
@@ -102,22 +97,28 @@ impl UnitRows<'_> {
             .collect()
     }
 
+    /// What to nominate with: integers, unless the rows have outliers, by which their steps are too wide.
+    pub fn product(&self, level: Level) -> Product {
+        let native = |product: Product| product.is_native(level, self.d_in);
+        if native(Product::Int8) {
+            let errors = self.errors(level, Product::Int8).into_iter().map(f64::from);
+            let random = 1.0 / (self.d_in as f64).sqrt();
+            if errors.sum::<f64>() <= CHEAP * random * self.len() as f64 {
+                return Product::Int8;
+            }
+        }
+        if native(Product::Bf16) { Product::Bf16 } else { Product::F32 }
+    }
+
     /// What a cosine of each row may be wrong by; not finite only for rows that have none.
     fn errors(&self, level: Level, product: Product) -> Vec<f32> {
-        let fourth: Vec<f64> = match product {
-            Product::Bf16 => fourth_norms(level, self.values, self.d_in),
-            Product::F32 => vec![0.0; self.len()],
-        };
-        // Rows that are no numbers are near to nobody.
-        let widest = fourth.iter().fold(0.0, |a, &b| if b > a { b } else { a });
-        let share = 2.0 * rounding();
         // Of both sums, the nominating and the deciding one. No partial sum is longer than a row.
         let sums = 2.0 * 2f64.powi(-24) * (self.d_in as f64).sqrt();
         let rows = self.values.par_chunks(self.d_in).with_min_len(ROWS_A_TASK);
-        rows.zip(fourth)
-            .map(|(row, fourth)| {
+        rows.zip(rough::errors_among(product, level, self.values, self.d_in))
+            .map(|(row, error)| {
                 let length = simd::sum_of_squares(level, row).sqrt();
-                (SPREADS * (share * widest * fourth + sums * length)) as f32
+                (error + SPREADS * sums * length) as f32
             })
             .collect()
     }
@@ -216,7 +217,7 @@ impl Maxima {
             group,
             table,
         };
-        let matrix = (product == Product::Bf16).then(|| buffers::take_bf16(unit.values, unit.d_in, None));
+        let matrix = buffers::take_rough(product, unit.values, unit.d_in, None);
         let mut tiles = Vec::new();
         for first in (0..n).step_by(tile_rows) {
             let rows = first..n.min(first + tile_rows);
@@ -229,7 +230,7 @@ impl Maxima {
                 room.tile.resize(rows.len() * width, 0.0);
                 let x = unit.range(rows.clone());
                 match &matrix {
-                    Some(matrix) => matrix.product_columns(x, columns.clone(), &mut room.tile),
+                    Some(matrix) => matrix.product(x, columns.clone(), &mut room.tile),
                     None => {
                         let others = Strided::transposed(unit.range(columns.clone()), unit.d_in);
                         let shape = [rows.len(), unit.d_in, width];
@@ -240,7 +241,7 @@ impl Maxima {
             });
         });
         if let Some(matrix) = matrix {
-            buffers::give_back_bf16(matrix);
+            buffers::give_back_rough(matrix);
         }
         found
     }

@@ -1,4 +1,3 @@
-use activations::product::Bf16Matrix;
 use burn::backend::Flex;
 use burn::tensor::{Device, TensorData};
 use burn_flex::FlexTensor;
@@ -6,6 +5,7 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::super::rough::{Product, RoughMatrix};
 use super::super::simd::{self, Level};
 use super::super::tests::{devices, uniform};
 use super::*;
@@ -102,7 +102,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn the_nearest_row_is_the_twins_at_every_level_by_either_product(
+    fn the_nearest_row_is_the_twins_at_every_level_by_every_product(
         seed: u64,
         n in 2usize..420,
         width in 1usize..70,
@@ -121,7 +121,7 @@ proptest! {
             unit_rows(level, &matrix, width, &latents, &mut values);
             let unit = UnitRows { values: &values, d_in: width };
             let expected = brute(level, &unit, absolute);
-            for product in [Product::Bf16, Product::F32] {
+            for product in [Product::Int8, Product::Bf16, Product::F32] {
                 let found = unit.nearest(level, absolute, product);
                 prop_assert_eq!(&found, &expected, "{:?} at {:?}", product, level);
             }
@@ -160,7 +160,7 @@ fn every_device_of_this_build_and_the_portable_form_find_the_twins_rows() {
 }
 
 #[test]
-fn what_bf16_alone_would_get_wrong_f32_decides() {
+fn what_few_bits_alone_would_get_wrong_f32_decides() {
     // Families of five that lie close together.
     let (n, width) = (900, 97);
     let mut matrix = uniform_rows(3, n, width);
@@ -172,21 +172,50 @@ fn what_bf16_alone_would_get_wrong_f32_decides() {
     let level = simd::level();
     let mut values = vec![0.0; n * width];
     unit_rows(level, &matrix, width, &latents, &mut values);
-    let mut products = vec![0.0; n * n];
-    Bf16Matrix::new(&values, width, None).product(&values, &mut products);
     let unit = UnitRows {
         values: &values,
         d_in: width,
     };
     let expected = brute(level, &unit, false);
-    let wrong = (0..n).filter(|&i| {
-        let line = &mut products[i * n..][..n];
-        line[i] = f32::NEG_INFINITY;
-        let best = (0..n).max_by(|&a, &b| line[a].total_cmp(&line[b])).unwrap();
-        best as i32 != expected[i]
-    });
-    assert!(wrong.count() > 10);
-    assert_eq!(unit.nearest(level, false, Product::Bf16), expected);
+    for product in [Product::Int8, Product::Bf16] {
+        let mut products = vec![0.0; n * n];
+        let matrix = RoughMatrix::new(product, &values, width, None).unwrap();
+        matrix.product(&values, 0..n, &mut products);
+        let wrong = (0..n).filter(|&i| {
+            let line = &mut products[i * n..][..n];
+            line[i] = f32::NEG_INFINITY;
+            let best = (0..n).max_by(|&a, &b| line[a].total_cmp(&line[b])).unwrap();
+            best as i32 != expected[i]
+        });
+        assert!(wrong.count() > 10, "{product:?}");
+        assert_eq!(unit.nearest(level, false, product), expected, "{product:?}");
+    }
+}
+
+#[test]
+fn rows_with_outliers_are_not_searched_in_integers() {
+    let (n, width) = (50, 256);
+    let latents: Vec<i32> = (0..n as i32).collect();
+    let mut values = uniform_rows(8, n, width);
+    let wanted = |values: &[f32], level| {
+        let mut unit = vec![0.0; n * width];
+        unit_rows(level, values, width, &latents, &mut unit);
+        UnitRows {
+            values: &unit,
+            d_in: width,
+        }
+        .product(level)
+    };
+    for level in Level::ALL {
+        let expected = if level >= Level::Avx512Vnni { Product::Int8 } else { Product::F32 };
+        assert_eq!(wanted(&values, level), expected, "{level:?}");
+    }
+    values.iter_mut().for_each(|v| *v *= 0.01);
+    values.iter_mut().step_by(width).for_each(|v| *v = 1.0);
+    for level in Level::ALL {
+        let expected = if level >= Level::Avx512Bf16 { Product::Bf16 } else { Product::F32 };
+        assert_eq!(wanted(&values, level), expected, "{level:?}");
+    }
 }
 
 #[test]
@@ -244,7 +273,7 @@ fn threads_do_not_change_who_is_nearest() {
         values: &matrix,
         d_in: width,
     };
-    for product in [Product::Bf16, Product::F32] {
+    for product in [Product::Int8, Product::Bf16, Product::F32] {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| unit.nearest(simd::level(), true, product))

@@ -81,13 +81,13 @@ fn a_step_is_told_with_its_parts_and_what_it_takes_at_least() {
     }
     let sizes = ["method", "d_in", "d_sae", "k", "batch", "steps"].map(|key| report[key].to_string());
     assert_eq!(sizes, ["\"topk\"", "16", "64", "4", "32", "3"]);
-    let levels = ["scalar", "avx2", "avx512", "avx512_bf16"];
+    let levels = ["scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"];
     let path = report["path"].as_str().unwrap();
     assert!(levels.contains(&path) || path.starts_with("amx"), "{path}");
     for part in ["encode", "decode", "loss", "gradients", "optimizer"] {
         assert!(report["parts_s"][part].as_f64().unwrap() > 0.0, "{part}: {report}");
     }
-    assert!(["bf16", "f32"].contains(&report["bound"]["product_by"].as_str().unwrap()));
+    assert!(["int8", "bf16", "f32"].contains(&report["bound"]["product_by"].as_str().unwrap()));
 }
 
 #[test]

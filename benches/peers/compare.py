@@ -1,7 +1,7 @@
 """Times whole commands of `sae` and of its peers, alternating, and writes medians and ratios to a JSON file.
 
 Usage: compare.py --model DIR --text FILE --out docs/performance.json [--sae target/release/sae] [--rounds 3]
-                  [--only harvest,memory,train,step,store,index]
+                  [--only harvest,memory,train,wide,large,methods,step,encode,grid,store,index]
 
 `--harvest DIR:LAYER:TOKENS`, repeated, names several models and places to harvest at.
 
@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
@@ -32,7 +33,7 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--harvest", action="append", metavar="DIR:LAYER:TOKENS", help="what to harvest (repeatable)")
 parser.add_argument("--tokens", type=int, default=100_000)
 parser.add_argument("--steps", type=int, default=8)
-parser.add_argument("--only", default="harvest,memory,train,step,store,index")
+parser.add_argument("--only", default="harvest,memory,train,wide,large,methods,step,encode,grid,store,index")
 args = parser.parse_args()
 work = Path(tempfile.mkdtemp(prefix="sae-compare-"))
 
@@ -97,37 +98,102 @@ def harvest_at(model, layer, tokens):
 
 
 def train():
-    d_in, d_sae, k, batch = 768, 16384, 32, 4096
+    return train_at([768, 16384, 32, 4096], 65536, args.steps, {
+        "sparsify": ["sparsify"], "sparsify bf16": ["sparsify", "--bf16"], "saelens": ["saelens"],
+    })
+
+
+def wide():
+    return train_at([2304, 65536, 64, 2048], 20480, 4, {"sparsify": ["sparsify"]})
+
+
+def large():
+    """A dictionary whose weights and moments take 2.4 GB, with the checkpoint that a run ends with."""
+    return train_at([768, 131072, 32, 4096], 65536, args.steps, {})
+
+
+def train_at(shape, rows, steps, peers):
+    d_in, d_sae, k, batch = shape
     acts = work / "acts.npy"
-    subprocess.run([sys.executable, HERE / "make_acts.py", acts, "768", "16384", "65536"], check=True)
+    subprocess.run([sys.executable, HERE / "make_acts.py", acts, str(d_in), "16384", str(rows)], check=True)
 
     def ours():
         out = work / "run"
         subprocess.run(["rm", "-rf", out], check=True)
         made, peak = run(args.sae, "train", "--acts", acts, "--out", out, "--json", "--set", f"sae.d_sae={d_sae}",
-                         "--set", f"sae.k={k}", "--set", f"train.batch={batch}", "--set", f"train.steps={args.steps}",
+                         "--set", f"sae.k={k}", "--set", f"train.batch={batch}", "--set", f"train.steps={steps}",
                          "--set", "data.held_out_rows=4096", "--set", "train.warmup_steps=0", "--set", "train.lr=3e-4",
-                         "--set", "train.log_every=1", "--set", f"train.eval_every={args.steps}",
+                         "--set", "train.log_every=1", "--set", f"train.eval_every={steps}",
                          # The peers train without an auxiliary loss here; so do we, as nothing is dead so early.
                          "--set", "train.dead_after_tokens=10000000",
                          # By default a run so short would write a checkpoint behind every step.
-                         "--set", f"train.checkpoint_every={args.steps}")
+                         "--set", f"train.checkpoint_every={steps}")
         seconds = [json.loads(line)["seconds"] for line in open(out / "timings.jsonl")]
         # The last also has the measurement on the held-out rows in it.
         step = median(b - a for a, b in zip(seconds[:-2], seconds[1:-1]))
-        return {"step_s": step, "fvu": made["held_out"]["fvu"], "peak_rss_mb": peak}
+        subprocess.run(["rm", "-rf", out], check=True)
+        return {"step_s": step, "tokens_per_s": batch / step, "fvu": made["held_out"]["fvu"], "peak_rss_mb": peak}
 
-    def peer(name, *flags):
+    def peer(*flags):
         def contestant():
-            made, peak = run(sys.executable, HERE / "train_peer.py", name, acts, "--d-sae", d_sae, "--k", k, "--batch",
-                             batch, "--steps", args.steps, *flags)
-            return {"step_s": made["step_s"], "fvu": made["fvu"], "peak_rss_mb": made["peak_rss_mb"]}
+            made, peak = run(sys.executable, HERE / "train_peer.py", flags[0], acts, "--d-sae", d_sae, "--k", k, "--batch",
+                             batch, "--steps", steps, *flags[1:])
+            return {"step_s": made["step_s"], "tokens_per_s": batch / made["step_s"], "fvu": made["fvu"],
+                    "peak_rss_mb": made["peak_rss_mb"]}
+        return contestant
+
+    made = alternate({"sae": ours, **{name: peer(*flags) for name, flags in peers.items()}})
+    acts.unlink()
+    return made
+
+
+def methods():
+    """Steps of other methods beside those of TopK, on average: a term that is there every fifth step costs a fifth."""
+    def of(method, *sets):
+        def contestant():
+            made, _ = run(args.sae, "bench", "speed", "step", "--method", method, "--steps", 10, "--json",
+                          *(part for key in sets for part in ("--set", key)))
+            return {"step_s": made["step_s"], "step_mean_s": made["step_mean_s"]}
         return contestant
 
     return alternate({
-        "sae": ours, "sparsify": peer("sparsify"), "sparsify bf16": peer("sparsify", "--bf16"),
-        "saelens": peer("saelens"),
+        "topk": of("topk"), "abs_topk": of("abs_topk"), "batch_topk": of("batch_topk"), "hierarchical": of("hierarchical"),
+        "topk, orthogonality every fifth step": of("topk", "objective.orthogonality.every=5"),
     })
+
+
+def encode():
+    """Codes of whole batches beside PyTorch's product alone, in f32, of a batch with the encoder."""
+    def ours():
+        made, _ = run(args.sae, "bench", "speed", "encode", "--steps", args.steps, "--json")
+        return {"batch_s": made["encode_s"]}
+
+    def product():
+        made, _ = run(sys.executable, HERE / "product_peer.py", 4096, 768, 16384, "float32")
+        return {"batch_s": 2e-9 * 4096 * 768 * 16384 / made["gflops"]}
+
+    return alternate({"sae": ours, "PyTorch's product in f32": product})
+
+
+def grid():
+    """Eight dictionaries trained on a text, by eight runs that each read it through the model, and by one that does so once."""
+    rates = [f"{rate:g}" for rate in (1e-4, 2e-4, 4e-4, 8e-4, 1e-3, 2e-3, 4e-3, 8e-3)]
+
+    def trained(value):
+        out = work / "runs"
+        subprocess.run(["rm", "-rf", out], check=True)
+        began = time.perf_counter()
+        _, peak = run(args.sae, "train", "--model", args.model, "--text", args.text, "--out", out, "--json", "--set",
+                      'data.hook="blocks.3.hook_resid_post"', "--set", "sae.d_sae=2048", "--set", "sae.k=16", "--set",
+                      "train.batch=2048", "--set", "train.steps=60", "--set", f"train.lr={value}", "--set",
+                      "train.checkpoint_every=60", "--set", "train.eval_every=60", "--set", "data.held_out_rows=4096")
+        return {"seconds": time.perf_counter() - began, "peak_rss_mb": peak}
+
+    def one_by_one():
+        runs = [trained(rate) for rate in rates]
+        return {"seconds": sum(r["seconds"] for r in runs), "peak_rss_mb": max(r["peak_rss_mb"] for r in runs)}
+
+    return alternate({"one grid": lambda: trained(f"[{', '.join(rates)}]"), "eight runs": one_by_one})
 
 
 def example(name, *flags):
@@ -225,7 +291,7 @@ for name in args.only.split(","):
             "sae": sha256(args.sae), "scripts": {p.name: sha256(p) for p in sorted(HERE.glob("*.py"))},
             "packages": {p: version_of(p) for p in
                          ("torch", "transformers", "sae-lens", "eai-sparsify")},
-            "rounds": args.rounds, "steps": args.steps, "tokens": args.tokens,
+            "rounds": args.rounds, "steps": args.steps, "tokens": args.tokens, "cpu": cpu(),
         },
         "medians": globals()[name](),
     }

@@ -49,6 +49,45 @@ def train():
     yield from beside(results["train"]["medians"], "step_s", 3)
 
 
+def wide():
+    yield "| | seconds a step | `sae` is faster by | peak memory | held-out FVU |"
+    yield "|---|---|---|---|---|"
+    yield from beside(results["wide"]["medians"], "step_s", 3)
+
+
+def large():
+    figures = results["large"]["medians"]["sae"]
+    yield "| seconds a step | tokens/s | peak memory, the checkpoint included |"
+    yield "|---|---|---|"
+    yield f"| {cell(figures['step_s'], 3)} | {cell(figures['tokens_per_s'], 0)} | {cell(figures['peak_rss_mb'], 0)} MB |"
+
+
+def methods():
+    medians = results["methods"]["medians"]
+    yield "| | a step | on average | times TopK's |"
+    yield "|---|---|---|---|"
+    for who, figures in medians.items():
+        times = figures["step_mean_s"]["median"] / medians["topk"]["step_mean_s"]["median"]
+        yield f"| {who} | {cell(figures['step_s'], 3)} | {cell(figures['step_mean_s'], 3)} | {times:.2f} |"
+
+
+def encode():
+    medians = results["encode"]["medians"]
+    yield "| | seconds | `sae` is faster by |"
+    yield "|---|---|---|"
+    for who, figures in medians.items():
+        times = figures["batch_s"]["median"] / medians["sae"]["batch_s"]["median"]
+        yield f"| {who} | {cell(figures['batch_s'], 3)} | {'1' if who == 'sae' else f'{times:.2f}'} |"
+
+
+def grid():
+    medians = results["grid"]["medians"]
+    yield "| | seconds | peak memory |"
+    yield "|---|---|---|"
+    for who, figures in medians.items():
+        yield f"| {who} | {cell(figures['seconds'], 1)} | {cell(figures['peak_rss_mb'], 0)} MB |"
+
+
 def step():
     yield "| the product's rate is that of | GFLOP/s | a step | at least | share of that |"
     yield "|---|---|---|---|---|"
@@ -97,7 +136,7 @@ def machine():
 
 
 page = text.read_text()
-for name in ("machine", "harvest", "memory", "train", "step", "quality", "store", "index"):
+for name in ("machine", "harvest", "memory", "train", "wide", "large", "methods", "step", "encode", "grid", "quality", "store", "index"):
     if name in results:
         table = "\n".join(globals()[name]())
         page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + table + "\n" + m[2], page, flags=re.S)

@@ -262,7 +262,7 @@ impl Default for TrainConfig {
             optimizer: OptimizerName::default(),
             muon_momentum: None,
             beta1: 0.9,
-            beta2: 0.999,
+            beta2: 0.99,
             aux_weight: 1.0 / 32.0,
             aux: None,
             aux_zipf_share: None,

@@ -31,13 +31,13 @@ mod cpu;
 mod flex;
 mod neighbours;
 mod nested;
-mod nominate;
+pub(crate) mod nominate;
 pub(crate) mod ops;
 mod per_latent;
 mod portable;
 pub mod product;
 mod ragged;
-mod rough;
+pub(crate) mod rough;
 pub mod select;
 mod simd;
 #[cfg(test)]

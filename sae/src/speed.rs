@@ -117,6 +117,8 @@ pub struct ProductRate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProductBy {
+    /// Ours of integers of eight bits.
+    Int8,
     /// Ours of numbers in bf16 with sums in f32.
     Bf16,
     /// Ours in f32.
@@ -129,6 +131,7 @@ impl ProductBy {
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Int8 => "int8",
             Self::Bf16 => "bf16",
             Self::F32 => "f32",
             Self::Given => "given",

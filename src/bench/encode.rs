@@ -18,7 +18,7 @@ use crate::{interrupt, say};
 Examples:
   sae bench speed encode
   sae bench speed encode --method batch_topk --d-in 2304 --d-sae 65536 --batch 1024 --json
-  SAE_CPU=avx512 sae bench speed encode                  # without the product in bf16
+  SAE_CPU=avx512 sae bench speed encode                  # with a product in f32
 
 The dictionary is the one that training begins with. \"At least\" is one product at the rate that this machine has for it (our
 own fastest, measured, or --product-gflops), and one read of weights and rows and one write of the codes at the rate of a copy.")]

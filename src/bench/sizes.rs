@@ -167,7 +167,7 @@ pub struct BoundReport {
     pub bound_s: f64,
     /// Rate of the encoder's product.
     pub product_gflops: f64,
-    /// Whose: `bf16`, `f32`, or `given`.
+    /// Whose: `int8`, `bf16`, `f32`, or `given`.
     pub product_by: ProductBy,
     /// GB/s that a copy reads and writes.
     pub copy_gb_s: f64,

@@ -28,11 +28,11 @@ use crate::code::{HostCode, Rows};
 use crate::sparsifier::Score;
 
 /// Rows that one thread works on: each weight that is read is used so often.
-const BLOCK_ROWS: usize = 128;
+pub const BLOCK_ROWS: usize = 128;
 
 /// Latents of a block's rows whose pre-activations are there at a time: they stay in the cache until they are looked at.
 /// Few in tests, so that rows come in several pieces.
-const STRETCH: usize = if cfg!(test) { 1 } else { 32 } * PANEL;
+pub const STRETCH: usize = if cfg!(test) { 1 } else { 32 } * PANEL;
 
 /// Rows that say whether a batch's codes are sparse.
 const PROBE_ROWS: usize = 32;

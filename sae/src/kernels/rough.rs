@@ -136,7 +136,10 @@ fn known(product: Product, level: Level, rows: &[f32], d_in: usize, steps: Optio
         Product::Bf16 => {
             let size = simd::sum_of_fourth_powers(level, row).sqrt().sqrt();
             let share = 2f64.powi(-8) * (1.0 / (8.0 * 2f64.ln())).sqrt();
-            Row { size, error: share * size }
+            Row {
+                size,
+                error: share * size,
+            }
         }
         Product::Int8 => Row {
             size: simd::sum_of_squares(level, row).sqrt(),
@@ -183,7 +186,8 @@ pub fn errors_among(product: Product, level: Level, rows: &[f32], d_in: usize) -
     let widest = |of: fn(&Row) -> f64| rows.iter().map(of).filter(|v| v.is_finite()).fold(0.0, f64::max);
     let (size, error) = (widest(|row| row.size), widest(|row| row.error));
     let rows = rows.iter();
-    rows.map(|row| SPREADS * (row.error * size + error * row.size)).collect()
+    rows.map(|row| SPREADS * (row.error * size + error * row.size))
+        .collect()
 }
 
 #[cfg(test)]

@@ -253,9 +253,18 @@ impl Nomination {
             let found = &mut scratch.found;
             found.clear();
             reaching(level(), pre, score_of(self.bar), by_magnitude, found);
-            let rank = |i: u32| rank_of(if by_magnitude { pre[i as usize].abs() } else { pre[i as usize] });
-            self.ranked
-                .extend(found.iter().map(|&i| u64::from(rank(i)) << 32 | (first as u64 + u64::from(i))));
+            let rank = |i: u32| {
+                rank_of(if by_magnitude {
+                    pre[i as usize].abs()
+                } else {
+                    pre[i as usize]
+                })
+            };
+            self.ranked.extend(
+                found
+                    .iter()
+                    .map(|&i| u64::from(rank(i)) << 32 | (first as u64 + u64::from(i))),
+            );
         }
         self.prune(k, error);
     }

@@ -107,7 +107,11 @@ impl UnitRows<'_> {
                 return Product::Int8;
             }
         }
-        if native(Product::Bf16) { Product::Bf16 } else { Product::F32 }
+        if native(Product::Bf16) {
+            Product::Bf16
+        } else {
+            Product::F32
+        }
     }
 
     /// What a cosine of each row may be wrong by; not finite only for rows that have none.

@@ -207,13 +207,21 @@ fn rows_with_outliers_are_not_searched_in_integers() {
         .product(level)
     };
     for level in Level::ALL {
-        let expected = if level >= Level::Avx512Vnni { Product::Int8 } else { Product::F32 };
+        let expected = if level >= Level::Avx512Vnni {
+            Product::Int8
+        } else {
+            Product::F32
+        };
         assert_eq!(wanted(&values, level), expected, "{level:?}");
     }
     values.iter_mut().for_each(|v| *v *= 0.01);
     values.iter_mut().step_by(width).for_each(|v| *v = 1.0);
     for level in Level::ALL {
-        let expected = if level >= Level::Avx512Bf16 { Product::Bf16 } else { Product::F32 };
+        let expected = if level >= Level::Avx512Bf16 {
+            Product::Bf16
+        } else {
+            Product::F32
+        };
         assert_eq!(wanted(&values, level), expected, "{level:?}");
     }
 }

@@ -157,7 +157,8 @@ def methods():
         return contestant
 
     return alternate({
-        "topk": of("topk"), "abs_topk": of("abs_topk"), "batch_topk": of("batch_topk"), "hierarchical": of("hierarchical"),
+        "topk": of("topk"), "abs_topk": of("abs_topk"), "batch_topk": of("batch_topk"),
+        "hierarchical": of("topk", "objective.hierarchical.weight=1"),
         "topk, orthogonality every fifth step": of("topk", "objective.orthogonality.every=5"),
     })
 

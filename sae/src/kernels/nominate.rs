@@ -22,7 +22,7 @@ use super::ops::{Budget, EncodePlan};
 use super::product;
 use super::ragged::{Candidate, Pool, nearly_above};
 use super::rough::{self, Product, RoughMatrix};
-use super::select::{Nomination, Scratch, Seats, rank_of, top_k};
+use super::select::{Nomination, Scratch, Seats, rank_of, reaching, top_k};
 use super::simd::{self, Level};
 use crate::code::{HostCode, Rows};
 use crate::sparsifier::Score;
@@ -39,6 +39,13 @@ const PROBE_ROWS: usize = 32;
 
 /// Rows that an f32 product has to be long enough for to be slower than rounding all weights first.
 const LEAST_ROWS: usize = 128;
+
+/// Places of a batch that a sample of it is taken from, and rows at each.
+const SAMPLE_PARTS: usize = if cfg!(test) { 2 } else { 8 };
+const SAMPLE_ROWS: usize = if cfg!(test) { 2 } else { 8 };
+
+/// Times its share that a row of a sample counts with.
+const SHARES: usize = 16;
 
 /// Codes with more than one nominee in so many latents are not sparse.
 const SPARSE: usize = 16;
@@ -155,6 +162,16 @@ struct Room {
     latents: Vec<i32>,
     exact: Vec<f32>,
     ranked: Vec<u64>,
+    near: Vec<u32>,
+}
+
+/// What scores have to be above.
+#[derive(Clone, Copy)]
+enum Bars<'a> {
+    /// The same for all; who just reaches it may be among them.
+    One(f32),
+    /// `[d_sae]`
+    Each(&'a [f32]),
 }
 
 /// Some of the pre-activations of a row.
@@ -242,24 +259,29 @@ impl Ballot<'_> {
         )
     }
 
-    /// Of the rows from `first` on, one for each of `given`, those whose score may be above the bars, `[d_sae]`: what `of`
-    /// makes of a row, a latent, its pre-activation, and what that may be wrong by.
+    /// Of some rows those whose score may be above the bars: what `of` makes of a row, a latent, its pre-activation, and what
+    /// that may be wrong by.
     fn nearly_above<E: Send>(
         &self,
         score: Score,
-        bars: &[f32],
+        bars: Bars,
         rows: Range<usize>,
         of: impl Fn(usize, usize, f32, f32) -> E + Sync,
     ) -> Vec<Vec<E>> {
         self.rows(
             rows.start,
             vec![(); rows.len()],
-            |_, found: &mut Vec<E>, piece| {
+            |room, found: &mut Vec<E>, piece| {
                 let Piece { row, first, pre, error } = piece;
                 let entry = |i: usize| of(row, first + i, pre[i], error);
                 if error.is_finite() {
-                    let near = nearly_above(pre, &bars[first..first + pre.len()], score, error);
-                    found.extend(near.into_iter().map(|i| entry(i as usize)));
+                    let near = &mut room.near;
+                    near.clear();
+                    match bars {
+                        Bars::One(bar) => reaching(self.level, pre, bar - error, score == Score::Magnitude, near),
+                        Bars::Each(bars) => nearly_above(pre, &bars[first..first + pre.len()], score, error, near),
+                    }
+                    found.extend(near.iter().map(|&i| entry(i as usize)));
                 } else {
                     found.extend((0..pre.len()).map(entry));
                 }
@@ -281,7 +303,7 @@ impl Ballot<'_> {
             Budget::PerBatch(budget) => count(budget.div_ceil(self.encoder.batch())),
             Budget::PerLatent => return false,
             Budget::Above => {
-                let rows = self.nearly_above(plan.score, self.bars, 0..n, |_, _, _, _| ());
+                let rows = self.nearly_above(plan.score, Bars::Each(self.bars), 0..n, |_, _, _, _| ());
                 rows.iter().map(Vec::len).sum()
             }
         };
@@ -304,7 +326,9 @@ impl Ballot<'_> {
     }
 
     fn above(&self, score: Score) -> HostCode {
-        let nominees = self.nearly_above(score, self.bars, 0..self.encoder.batch(), |_, i, _, _| i as i32);
+        let nominees = self.nearly_above(score, Bars::Each(self.bars), 0..self.encoder.batch(), |_, i, _, _| {
+            i as i32
+        });
         let of = |u: f32| if score == Score::Magnitude { u.abs() } else { u };
         let rows = nominees.par_iter().enumerate().map(|(row, latents)| {
             let mut exact = Vec::new();
@@ -324,24 +348,34 @@ impl Ballot<'_> {
         }
     }
 
-    /// Nominees of a batch are those who are as good as the worst winner is at least, and that bar rises while the batch
-    /// is seen; it ends where it ends in whatever order.
+    /// Nominees of a batch are those who are as good as the worst winner is at least. A sample says where that may be, and
+    /// whether it was right is counted; otherwise the bar rises while the batch is seen. It ends where it ends in whatever order.
     fn per_batch(&self, score: Score, budget: usize) -> HostCode {
-        let (batch, d_sae) = (self.encoder.batch(), self.encoder.d_sae());
+        let batch = self.encoder.batch();
         let mut race = Race::new(score, budget);
-        let mut first = 0;
-        while first < batch {
-            // While there is no bar yet, rows are full of nominees.
-            let rows = if first == 0 {
-                PROBE_ROWS
-            } else {
-                BLOCK_ROWS * rayon::current_num_threads()
-            };
-            let rows = first..batch.min(first + rows);
-            first = rows.end;
-            let nominee = |row, latent, u, error| Nominee::new(score, row, latent, u, error);
-            let found = self.nearly_above(score, &vec![race.bar; d_sae], rows, nominee);
+        let nominee = |row, latent, u, error| Nominee::new(score, row, latent, u, error);
+        let guess = self.guess(score, budget);
+        let found = match guess {
+            Some(bar) => self.nearly_above(score, Bars::One(bar), 0..batch, nominee),
+            None => Vec::new(),
+        };
+        let surely = |n: &&Nominee| guess.is_some_and(|bar| n.rank < rank_of(bar));
+        if found.iter().flatten().filter(surely).count() >= budget {
             found.into_iter().for_each(|row| race.extend(row));
+        } else {
+            let mut first = 0;
+            while first < batch {
+                // While there is no bar yet, rows are full of nominees.
+                let rows = if first == 0 {
+                    PROBE_ROWS
+                } else {
+                    BLOCK_ROWS * rayon::current_num_threads()
+                };
+                let rows = first..batch.min(first + rows);
+                first = rows.end;
+                let found = self.nearly_above(score, Bars::One(race.bar), rows, nominee);
+                found.into_iter().for_each(|row| race.extend(row));
+            }
         }
         let mut pool = Pool::new(score, budget);
         let nominees = race.finish(batch);
@@ -357,6 +391,43 @@ impl Ballot<'_> {
         let exact: Vec<_> = exact.with_min_len(ROWS_A_TASK).collect();
         exact.into_iter().for_each(|row| pool.extend(row));
         pool.finish(batch)
+    }
+}
+
+impl Ballot<'_> {
+    /// A bar that the worst of a batch's winners should be above, by a sample of rows; nothing if the batch is small.
+    fn guess(&self, score: Score, budget: usize) -> Option<f32> {
+        let (batch, d_sae) = (self.encoder.batch(), self.encoder.d_sae());
+        if batch < 4 * SAMPLE_PARTS * SAMPLE_ROWS {
+            return None;
+        }
+        let of = |u: f32| if score == Score::Magnitude { u.abs() } else { u };
+        let mut scores = Vec::new();
+        for part in 0..SAMPLE_PARTS {
+            let rows = self.rows(
+                part * batch / SAMPLE_PARTS,
+                vec![(); SAMPLE_ROWS],
+                |_, seen: &mut Vec<f32>, piece| seen.extend(piece.pre.iter().map(|&u| of(u)).filter(|u| u.is_finite())),
+                |_, mut seen, _, ()| {
+                    // A row may have several times its share, but not any number of times.
+                    let most = SHARES * budget.div_ceil(batch);
+                    if seen.len() > most {
+                        seen.select_nth_unstable_by(most, |a, b| b.total_cmp(a));
+                        seen.truncate(most);
+                    }
+                    seen
+                },
+            );
+            scores.extend(rows.into_iter().flatten());
+        }
+        // Half as many again, so that it is hardly ever too high.
+        let share = (1.5 * budget as f64 / batch as f64) * (SAMPLE_PARTS * SAMPLE_ROWS) as f64;
+        let at = share as usize;
+        if at >= scores.len().min(SAMPLE_PARTS * SAMPLE_ROWS * d_sae) {
+            return None;
+        }
+        let (_, bar, _) = scores.select_nth_unstable_by(at, |a, b| b.total_cmp(a));
+        (*bar > score.floor()).then_some(*bar)
     }
 }
 

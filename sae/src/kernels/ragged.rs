@@ -43,14 +43,14 @@ for_each_level! {
 /// `pre`, `bars`: `[d_sae]`. Below zero, [`Score::Positive`] scores as [`Score::Value`] does: a bar under zero lets
 /// latents below zero pass.
 pub fn above(pre: &[f32], bars: &[f32], score: Score) -> Vec<u32> {
-    nearly_above(pre, bars, score, 0.0)
+    let mut out = Vec::new();
+    nearly_above(pre, bars, score, 0.0, &mut out);
+    out
 }
 
-/// As [`above`], with `slack` added to every score.
-pub fn nearly_above(pre: &[f32], bars: &[f32], score: Score, slack: f32) -> Vec<u32> {
-    let mut out = Vec::new();
-    above_at(level(), pre, bars, slack, score == Score::Magnitude, &mut out);
-    out
+/// Appends those who are [`above`] with `slack` added to every score.
+pub fn nearly_above(pre: &[f32], bars: &[f32], score: Score, slack: f32, out: &mut Vec<u32>) {
+    above_at(level(), pre, bars, slack, score == Score::Magnitude, out);
 }
 
 /// The plain twin of [`above`].

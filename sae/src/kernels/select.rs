@@ -306,7 +306,7 @@ fn reaching_body<const FMA: bool>(pre: &[f32], bar: f32, magnitude: bool, out: &
 
 for_each_level! {
     /// Appends the latents whose score is at least `bar`.
-    fn reaching(pre: &[f32], bar: f32, magnitude: bool, out: &mut Vec<u32>) = reaching_body
+    pub fn reaching(pre: &[f32], bar: f32, magnitude: bool, out: &mut Vec<u32>) = reaching_body
 }
 
 /// The plain twin of [`top_k`]: sorts the whole row.

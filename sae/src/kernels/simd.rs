@@ -22,7 +22,7 @@ const LINE: usize = 16;
 /// Asks for the lines of `values` that will be read soon: rows from anywhere in a large matrix come from memory, and a
 /// processor that guesses what is next guesses wrong at each row's end.
 #[inline(always)]
-fn fetch(values: &[f32]) {
+pub fn fetch(values: &[f32]) {
     for value in values.iter().step_by(LINE) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: it has no effect but on time, whatever the address.
@@ -125,6 +125,33 @@ for_each_level! {
     ///
     /// `out`, `rows`: `[n]`; `vector`: `[width]`; `matrix`: `[_, width]`.
     pub fn dot_rows(out: &mut [f32], vector: &[f32], rows: &[i32], matrix: &[f32]) = dot_rows_body
+}
+
+#[inline(always)]
+fn accumulate_body<const FMA: bool>(sum: &mut [f32], weight: f32, values: &[f32], kept: &mut [f32]) {
+    for ((sum, &v), kept) in sum.iter_mut().zip(values).zip(kept) {
+        *sum = mul_add::<FMA>(weight, v, *sum);
+        *kept = *sum;
+    }
+}
+
+for_each_level! {
+    /// `sum += weight * values`, which `kept` is a copy of: all `[n]`.
+    pub fn accumulate(sum: &mut [f32], weight: f32, values: &[f32], kept: &mut [f32]) = accumulate_body
+}
+
+#[inline(always)]
+fn take_back_body<const FMA: bool>(error: &mut [f32], weight: f32, row: &[f32], vector: &[f32], next: &[f32]) -> f32 {
+    let dot = dot_ahead::<FMA>(vector, row, next);
+    for (error, &x) in error.iter_mut().zip(row) {
+        *error = mul_add::<FMA>(-weight, x, *error);
+    }
+    dot
+}
+
+for_each_level! {
+    /// `error -= weight * row`, and `vector . row`: all `[n]`; fetches `next`, which is as long or empty, on the way.
+    pub fn take_back(error: &mut [f32], weight: f32, row: &[f32], vector: &[f32], next: &[f32]) -> f32 = take_back_body
 }
 
 #[inline(always)]

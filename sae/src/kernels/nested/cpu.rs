@@ -28,6 +28,12 @@ pub struct Nested<'a> {
     pub width: usize,
 }
 
+impl Nested<'_> {
+    fn decoder_row(&self, latent: u32) -> &[f32] {
+        &self.w_dec[latent as usize * self.width..][..self.width]
+    }
+}
+
 /// What a row's levels become one after the other: the entries of each that has any, and the weights of all levels that
 /// have the same error.
 #[derive(Default)]
@@ -89,6 +95,9 @@ pub fn forward(nested: Nested) -> Vec<f32> {
             let mut from = 0;
             for &(end, weight) in &steps.ends {
                 let (latents, values) = (&steps.latents[from..end], &steps.values[from..end]);
+                if let Some(&next) = steps.latents.get(end) {
+                    simd::fetch(nested.decoder_row(next));
+                }
                 simd::add_rows(simd_level, error, latents, values, nested.w_dec);
                 loss += f64::from(weight) * simd::sum_of_squares(simd_level, error);
                 from = end;
@@ -109,11 +118,9 @@ pub struct Gradients {
     pub start: Vec<f32>,
 }
 
-/// A row's part of a tile: its suffix sums, one a step, and the entries that belong to each.
+/// A row's part of a tile.
 struct RowBack {
-    /// `[steps, width]`
-    sums: Vec<f32>,
-    /// Entries of each step.
+    /// Entries of each step, whose suffix sum lies in the tile; then zeros, up to the number of entries.
     lengths: Vec<usize>,
     /// Of those entries, in the order of the steps.
     latents: Vec<u32>,
@@ -128,6 +135,7 @@ pub fn backward(nested: Nested, grad: &[f32], mut w_dec: Vec<f32>) -> Gradients 
     w_dec.fill(0.0);
     let mut values = vec![0.0; nested.values.len()];
     let mut start = vec![0.0; batch * width];
+    let mut sums = Vec::new();
     // Fixed by the data alone, so that the order of additions is.
     let mut first = 0;
     while first < batch {
@@ -136,68 +144,76 @@ pub fn backward(nested: Nested, grad: &[f32], mut w_dec: Vec<f32>) -> Gradients 
             held += nested.rows.range(end).len() * width;
             end += 1;
         }
-        let tile: Vec<RowBack> = start[first * width..end * width]
-            .par_chunks_mut(width)
-            .enumerate()
-            .map_init(Steps::default, |steps, (n, out)| {
-                row_back(&nested, steps, first + n, grad[first + n], out)
+        if sums.len() < held {
+            sums.resize(held, 0.0);
+        }
+        // Room for a sum an entry: there are as many at most.
+        let mut rest = &mut sums[..held];
+        let mut parts = Vec::with_capacity(end - first);
+        for (row, out) in (first..end).zip(start[first * width..end * width].chunks_mut(width)) {
+            let (part, behind) = rest.split_at_mut(nested.rows.range(row).len() * width);
+            parts.push((row, out, part));
+            rest = behind;
+        }
+        let tile: Vec<RowBack> = parts
+            .into_par_iter()
+            .map_init(Room::default, |room, (row, out, sums)| {
+                row_back(&nested, room, row, grad[row], out, sums)
             })
             .collect();
         for &(n, gradient) in tile.iter().flat_map(|row| &row.values) {
             values[n as usize] = gradient;
         }
-        scatter(&tile, width, &mut w_dec);
+        scatter(&tile, &sums[..held], width, &mut w_dec);
         first = end;
     }
     Gradients { values, w_dec, start }
 }
 
-fn row_back(nested: &Nested, steps: &mut Steps, row: usize, grad: f32, start: &mut [f32]) -> RowBack {
+/// Room that is used again from row to row.
+#[derive(Default)]
+struct Room {
+    steps: Steps,
+    error: Vec<f32>,
+    later: Vec<f32>,
+}
+
+/// `sums`: `[entries, width]`, of which the first get the suffix sums, one a step.
+fn row_back(nested: &Nested, room: &mut Room, row: usize, grad: f32, start: &mut [f32], sums: &mut [f32]) -> RowBack {
     let (width, level) = (nested.width, simd::level());
+    let Room { steps, error, later } = room;
     let before = steps.fill(nested, row);
-    let n = steps.ends.len();
-    // The errors behind each step, which the suffix sums then take the place of.
-    let mut sums = vec![0.0f32; n * width];
-    let mut error = nested.start[row * width..][..width].to_vec();
+    error.clear();
+    error.extend_from_slice(&nested.start[row * width..][..width]);
     start
         .iter_mut()
-        .zip(&error)
+        .zip(&*error)
         .for_each(|(s, e)| *s = 2.0 * grad * before * e);
-    let mut from = 0;
-    for (&(end, _), kept) in steps.ends.iter().zip(sums.chunks_exact_mut(width)) {
-        simd::add_rows(
-            level,
-            &mut error,
-            &steps.latents[from..end],
-            &steps.values[from..end],
-            nested.w_dec,
-        );
-        kept.copy_from_slice(&error);
-        from = end;
-    }
-    let mut later: Vec<f32> = vec![0.0; width];
-    for (&(_, weight), sum) in steps.ends.iter().zip(sums.chunks_exact_mut(width)).rev() {
-        let scale = 2.0 * grad * weight;
-        for (sum, later) in sum.iter_mut().zip(&mut later) {
-            *sum = scale * *sum + *later;
-            *later = *sum;
+    // From the last error back: what a step added is taken off again, so that one error is there at a time.
+    simd::add_rows(level, error, &steps.latents, &steps.values, nested.w_dec);
+    later.clear();
+    later.resize(width, 0.0);
+    let mut values = Vec::with_capacity(steps.order.len());
+    let from = |step: usize| if step > 0 { steps.ends[step - 1].0 } else { 0 };
+    let kept = sums.chunks_exact_mut(width).take(steps.ends.len());
+    for ((step, &(end, weight)), kept) in steps.ends.iter().enumerate().zip(kept).rev() {
+        simd::accumulate(level, later, 2.0 * grad * weight, error, kept);
+        for entry in (from(step)..end).rev() {
+            let next = match entry {
+                0 => &[][..],
+                entry => nested.decoder_row(steps.latents[entry - 1]),
+            };
+            let row = nested.decoder_row(steps.latents[entry]);
+            let dot = simd::take_back(level, error, steps.values[entry], row, kept, next);
+            values.push((steps.order[entry], dot));
         }
     }
-    simd::add(level, start, &later);
-    let (mut values, mut lengths) = (Vec::with_capacity(steps.order.len()), Vec::with_capacity(n));
-    let mut dots = Vec::new();
-    from = 0;
-    for (&(end, _), sum) in steps.ends.iter().zip(sums.chunks_exact(width)) {
-        let latents: Vec<i32> = steps.latents[from..end].iter().map(|&i| i as i32).collect();
-        dots.clear();
-        dots.resize(latents.len(), 0.0);
-        simd::dot_rows(level, &mut dots, sum, &latents, nested.w_dec);
-        values.extend(steps.order[from..end].iter().copied().zip(dots.iter().copied()));
-        lengths.push(end - from);
-        from = end;
-    }
+    simd::add(level, start, later);
+    let mut lengths: Vec<usize> = (0..steps.ends.len())
+        .map(|step| steps.ends[step].0 - from(step))
+        .collect();
+    lengths.resize(steps.order.len(), 0);
     RowBack {
-        sums,
         lengths,
         latents: steps.latents.clone(),
         weights: steps.values.clone(),
@@ -205,20 +221,18 @@ fn row_back(nested: &Nested, steps: &mut Steps, row: usize, grad: f32, start: &m
     }
 }
 
-/// Adds a tile's gradients of decoder rows: each suffix sum is a row of a code of its own.
-fn scatter(tile: &[RowBack], width: usize, w_dec: &mut [f32]) {
+/// Adds a tile's gradients of decoder rows: each suffix sum, of `sums`, `[entries, width]`, is a row of a code of its own.
+fn scatter(tile: &[RowBack], sums: &[f32], width: usize, w_dec: &mut [f32]) {
     let lengths = tile.iter().flat_map(|row| row.lengths.iter().copied());
     let rows = Rows::from_lengths(lengths);
     if rows.is_empty() {
         return;
     }
-    let mut sums = Vec::with_capacity(rows.batch() * width);
     let (mut latents, mut weights) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
     for row in tile {
-        sums.extend_from_slice(&row.sums);
         latents.extend(row.latents.iter().map(|&i| i as i32));
         weights.extend_from_slice(&row.weights);
     }
     let by_latent = ByLatent::new(&[(&rows, &latents, &weights)], w_dec.len() / width);
-    by_latent.add(&sums, width, w_dec);
+    by_latent.add(sums, width, w_dec);
 }

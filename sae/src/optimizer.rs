@@ -101,6 +101,11 @@ impl<const D: usize> Moments<D> {
         ))
     }
 
+    /// Mean and mean square of the gradients.
+    pub(crate) fn tensors(&self) -> [&Tensor<D>; 2] {
+        [&self.mean, &self.square]
+    }
+
     /// Begins anew for `rows`, those of latents or their elements: their moments are 0, and the count of steps stays.
     pub fn forget(&mut self, rows: &[i32]) {
         self.mean = without_rows(self.mean.extract(), rows);

@@ -1,4 +1,4 @@
-//! Writing safetensors files, one tensor at a time, so that a dictionary never lies in memory twice.
+//! Writing safetensors files, some rows at a time, so that no matrix of a dictionary lies in memory twice.
 //!
 //! Reading is [`activations::safetensors_file`], which trusts nothing; this side writes what it reads.
 
@@ -10,6 +10,9 @@ use burn::tensor::Tensor;
 
 use crate::code::to_host;
 use crate::error::{Error, Result};
+
+/// Values of a matrix that are read and written at a time: 16 MiB; few in tests.
+const PIECE: usize = if cfg!(test) { 5 } else { 4 << 20 };
 
 /// One tensor to write.
 pub(crate) struct Entry<'a> {
@@ -25,13 +28,8 @@ pub(crate) enum Values<'a> {
     Matrix(&'a Tensor<2>),
     /// As F32.
     Vector(&'a Tensor<1>),
-    /// As F32, read when it is written.
-    Later {
-        /// The dimensions.
-        shape: Vec<usize>,
-        /// As many values as they make.
-        read: Box<dyn Fn() -> Result<Vec<f32>> + 'a>,
-    },
+    /// As F32, one dimension.
+    Floats(&'a [f32]),
     /// As I64, one dimension.
     Counts(&'a [u64]),
 }
@@ -47,38 +45,46 @@ impl<'a> Entry<'a> {
 
     fn dtype(&self) -> &'static str {
         match self.values {
-            Values::Matrix(_) | Values::Vector(_) | Values::Later { .. } => "F32",
+            Values::Matrix(_) | Values::Vector(_) | Values::Floats(_) => "F32",
             Values::Counts(_) => "I64",
         }
     }
 
     fn shape(&self) -> Vec<usize> {
         match &self.values {
-            Values::Later { shape, .. } => shape.clone(),
             Values::Matrix(t) => t.dims().to_vec(),
             Values::Vector(t) => t.dims().to_vec(),
+            Values::Floats(f) => vec![f.len()],
             Values::Counts(c) => vec![c.len()],
         }
     }
 
     fn value_size(&self) -> usize {
         match self.values {
-            Values::Matrix(_) | Values::Vector(_) | Values::Later { .. } => 4,
+            Values::Matrix(_) | Values::Vector(_) | Values::Floats(_) => 4,
             Values::Counts(_) => 8,
         }
     }
 
-    fn bytes(&self) -> Result<Vec<u8>> {
-        let floats = |values: Vec<f32>| match values.iter().find(|v| !v.is_finite()) {
+    /// Puts all of its bytes, a piece at a time.
+    fn put(&self, put: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut floats = |values: &[f32]| match values.iter().find(|v| !v.is_finite()) {
             Some(v) => Err(Error::Invalid(format!("{} holds {v}: not written", self.name))),
-            None => Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            None => put(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()),
         };
-        Ok(match &self.values {
-            Values::Matrix(t) => floats(to_host((*t).clone().try_into_data())?)?,
-            Values::Vector(t) => floats(to_host((*t).clone().try_into_data())?)?,
-            Values::Later { read, .. } => floats(read()?)?,
-            Values::Counts(c) => c.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        })
+        match &self.values {
+            Values::Matrix(t) => {
+                let [rows, width] = t.dims();
+                let piece = (PIECE / width.max(1)).max(1);
+                (0..rows).step_by(piece).try_for_each(|first| {
+                    let rows = (*t).clone().slice([first..rows.min(first + piece), 0..width]);
+                    floats(&to_host(rows.try_into_data())?)
+                })
+            }
+            Values::Vector(t) => floats(&to_host((*t).clone().try_into_data())?),
+            Values::Floats(values) => floats(values),
+            Values::Counts(c) => put(&c.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()),
+        }
     }
 }
 
@@ -104,7 +110,7 @@ pub(crate) fn write(path: &Path, entries: &[Entry]) -> Result<()> {
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
         put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;
-        entries.iter().try_for_each(|entry| put(&entry.bytes()?))
+        entries.iter().try_for_each(|entry| entry.put(&mut put))
     })
 }
 

@@ -56,6 +56,11 @@ impl Muon {
         to_host(self.sum.clone().try_into_data())
     }
 
+    /// The momentum, `[rows, width]`.
+    pub(crate) fn tensor(&self) -> &Tensor<2> {
+        &self.sum
+    }
+
     /// One step of `param` down `grad` times `grad_scale`: `p -= lr * 0.2 sqrt(max(rows, width)) * orthogonalised(..)`, a step with
     /// the root mean square 0.2 that Adam's have (arXiv 2502.16982).
     ///

@@ -28,7 +28,7 @@ use crate::bilinear::Bilinear;
 use crate::config::Normalization;
 use crate::dictionary::{Sae, Scales, Whitening, step_names};
 use crate::error::{Error, Result};
-use crate::optimizer::MatrixState;
+use crate::optimizer::{MatrixState, Moments};
 use crate::sparsifier::Gate;
 use crate::tensor_file::{self, Entry, Values};
 
@@ -123,35 +123,32 @@ fn write_sparse(path: &Path, trainer: &Trainer) -> Result<()> {
         entries.extend(parameters(AVERAGE, &average.sae, average.gate.as_ref(), tied));
     }
     entries.push(Entry::new("silence", Values::Counts(trainer.silence.tokens())));
-    let (d_sae, d_in, d_out) = (sae.d_sae(), sae.d_in(), sae.d_out());
     if let Some(of_w_enc) = &opt.w_enc {
-        entries.extend(matrix_state("w_enc", [d_sae, d_in], of_w_enc));
+        entries.extend(matrix_state("w_enc", of_w_enc));
     }
-    entries.extend(moments("b_enc", vec![d_sae], || opt.b_enc.read()));
-    entries.extend(matrix_state("w_dec", [d_sae, d_out], &opt.w_dec));
-    entries.extend(moments("b_dec", vec![d_out], || opt.b_dec.read()));
+    entries.extend(vector_moments("b_enc", &opt.b_enc));
+    entries.extend(matrix_state("w_dec", &opt.w_dec));
+    entries.extend(vector_moments("b_dec", &opt.b_dec));
     for ([w_enc, b_enc], (of_w_enc, of_b_enc)) in step_names(sae.sparsifier.encoder).zip(&opt.steps) {
-        entries.extend(matrix_state(&w_enc, [d_sae, d_in], of_w_enc));
-        entries.extend(moments(&b_enc, vec![d_sae], || of_b_enc.read()));
+        entries.extend(matrix_state(&w_enc, of_w_enc));
+        entries.extend(vector_moments(&b_enc, of_b_enc));
     }
     if let Some(of_skip) = &opt.skip {
-        entries.extend(moments("skip", vec![d_out, d_in], || of_skip.read()));
+        entries.extend(matrix_moments("skip", of_skip));
     }
     if let Some(of_threshold) = &opt.threshold {
-        entries.extend(moments("threshold", vec![d_sae], || of_threshold.read()));
+        entries.extend(vector_moments("threshold", of_threshold));
     }
     if let Some([of_r_mag, of_b_mag]) = &opt.gate {
-        entries.extend(moments("r_mag", vec![d_sae], || of_r_mag.read()));
-        entries.extend(moments("b_mag", vec![d_sae], || of_b_mag.read()));
+        entries.extend(vector_moments("r_mag", of_r_mag));
+        entries.extend(vector_moments("b_mag", of_b_mag));
     }
     if let Some(whitening) = &trainer.whitening {
         entries.push(Entry::new("white", Values::Matrix(&whitening.white)));
         entries.push(Entry::new("raw", Values::Matrix(&whitening.raw)));
     }
     if let Some(density) = &trainer.density {
-        let shape = vec![d_sae];
-        let read = Box::new(|| Ok(density.shares().to_vec()));
-        entries.push(Entry::new("density", Values::Later { shape, read }));
+        entries.push(Entry::new("density", Values::Floats(density.shares())));
     }
     tensor_file::write(path, &entries)
 }
@@ -182,48 +179,44 @@ fn parameters<'a>(prefix: &str, sae: &'a Sae, gate: Option<&'a Gate>, tied: bool
 /// Writes the tensors of a bilinear autoencoder in training.
 fn write_bilinear(path: &Path, quadratic: &Quadratic) -> Result<()> {
     let of = quadratic.inside();
-    let rows = vec![of.d_sae(), of.d_in()];
     let mut entries = vec![
         Entry::new("left", Values::Matrix(&of.left)),
         Entry::new("right", Values::Matrix(&of.right)),
     ];
-    entries.extend(moments("left", rows.clone(), || quadratic.left.read()));
-    entries.extend(moments("right", rows, || quadratic.right.read()));
+    entries.extend(matrix_moments("left", &quadratic.left));
+    entries.extend(matrix_moments("right", &quadratic.right));
     if let (Some(mix), Some(of_mix)) = (&of.mix, &quadratic.mix) {
         entries.push(Entry::new("mix", Values::Matrix(mix)));
-        entries.extend(moments("mix", mix.dims().to_vec(), || of_mix.read()));
+        entries.extend(matrix_moments("mix", of_mix));
     }
     tensor_file::write(path, &entries)
 }
 
-/// The two moments of a parameter, read only when they are written.
-fn moments<'a>(
-    name: &str,
-    shape: Vec<usize>,
-    read: impl Fn() -> Result<(Vec<f32>, Vec<f32>)> + Copy + 'a,
-) -> [Entry<'a>; 2] {
-    let mean = Values::Later {
-        shape: shape.clone(),
-        read: Box::new(move || Ok(read()?.0)),
-    };
-    let square = Values::Later {
-        shape,
-        read: Box::new(move || Ok(read()?.1)),
-    };
+/// The two moments of a matrix.
+fn matrix_moments<'a>(name: &str, of: &'a Moments<2>) -> [Entry<'a>; 2] {
+    let [mean, square] = of.tensors().map(Values::Matrix);
+    named_moments(name, mean, square)
+}
+
+/// The two moments of a vector.
+fn vector_moments<'a>(name: &str, of: &'a Moments<1>) -> [Entry<'a>; 2] {
+    let [mean, square] = of.tensors().map(Values::Vector);
+    named_moments(name, mean, square)
+}
+
+fn named_moments<'a>(name: &str, mean: Values<'a>, square: Values<'a>) -> [Entry<'a>; 2] {
     [
         Entry::new(format!("{name}.mean"), mean),
         Entry::new(format!("{name}.square"), square),
     ]
 }
 
-/// The state of a matrix, read only when it is written.
-fn matrix_state<'a>(name: &str, shape: [usize; 2], state: &'a MatrixState) -> Vec<Entry<'a>> {
-    let shape = shape.to_vec();
+/// The state of a matrix.
+fn matrix_state<'a>(name: &str, state: &'a MatrixState) -> Vec<Entry<'a>> {
     match state {
-        MatrixState::Adam(of) => moments(name, shape, || of.read()).into(),
+        MatrixState::Adam(of) => matrix_moments(name, of).into(),
         MatrixState::Muon(muon) => {
-            let read = Box::new(|| muon.read());
-            vec![Entry::new(format!("{name}.momentum"), Values::Later { shape, read })]
+            vec![Entry::new(format!("{name}.momentum"), Values::Matrix(muon.tensor()))]
         }
     }
 }

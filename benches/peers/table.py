@@ -43,16 +43,18 @@ def memory():
                f" {cell(figures['peak_rss_mb'], 0)} MB |")
 
 
-def train():
+def trained(name):
     yield "| | seconds a step | `sae` is faster by | peak memory | held-out FVU |"
     yield "|---|---|---|---|---|"
-    yield from beside(results["train"]["medians"], "step_s", 3)
+    yield from beside(results[name]["medians"], "step_s", 3)
+
+
+def train():
+    return trained("train")
 
 
 def wide():
-    yield "| | seconds a step | `sae` is faster by | peak memory | held-out FVU |"
-    yield "|---|---|---|---|---|"
-    yield from beside(results["wide"]["medians"], "step_s", 3)
+    return trained("wide")
 
 
 def large():

@@ -26,12 +26,12 @@ fn twin(rows: &[f32], d_in: usize, bias: Option<&[f32]>, x: &[f32]) -> Vec<f32> 
     out
 }
 
-fn uniform(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+pub(super) fn uniform(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
 /// Equal bits; nothing that is not a number has to have the same ones.
-fn assert_same(found: &[f32], expected: &[f32], what: &str) {
+pub(super) fn assert_same(found: &[f32], expected: &[f32], what: &str) {
     assert_eq!(found.len(), expected.len());
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
         assert!(a == b || a.is_nan() && b.is_nan(), "{what}: {i}: {a:e}, expected {b:e}");

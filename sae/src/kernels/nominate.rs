@@ -330,15 +330,7 @@ impl Ballot<'_> {
             i as i32
         });
         let of = |u: f32| if score == Score::Magnitude { u.abs() } else { u };
-        let rows = nominees.par_iter().enumerate().map(|(row, latents)| {
-            let mut exact = Vec::new();
-            self.encoder.exact(self.level, row, latents, &mut exact);
-            let entries = latents.iter().copied().zip(exact);
-            entries
-                .filter(|(i, u)| of(*u) > self.bars[*i as usize])
-                .collect::<Vec<_>>()
-        });
-        let rows: Vec<Vec<(i32, f32)>> = rows.with_min_len(ROWS_A_TASK).collect();
+        let rows = self.decided(&nominees, |_, i, u| (of(u) > self.bars[i as usize]).then_some((i, u)));
         let lengths = Rows::from_lengths(rows.iter().map(Vec::len));
         let (indices, values) = rows.into_iter().flatten().unzip();
         HostCode {
@@ -346,6 +338,21 @@ impl Ballot<'_> {
             indices,
             values,
         }
+    }
+
+    /// What `keep` keeps of each row's nominees, by the row, the latent and its pre-activation in f32.
+    fn decided<E: Send>(
+        &self,
+        nominees: &[Vec<i32>],
+        keep: impl Fn(usize, i32, f32) -> Option<E> + Sync,
+    ) -> Vec<Vec<E>> {
+        let rows = nominees.par_iter().enumerate().map(|(row, latents)| {
+            let mut exact = Vec::new();
+            self.encoder.exact(self.level, row, latents, &mut exact);
+            let entries = latents.iter().zip(exact);
+            entries.filter_map(|(&i, u)| keep(row, i, u)).collect()
+        });
+        rows.with_min_len(ROWS_A_TASK).collect()
     }
 
     /// Nominees of a batch are those who are as good as the worst winner is at least. A sample says where that may be, and
@@ -379,16 +386,9 @@ impl Ballot<'_> {
         }
         let mut pool = Pool::new(score, budget);
         let nominees = race.finish(batch);
-        let exact = nominees.par_iter().enumerate().map(|(row, latents)| {
-            let mut exact = Vec::new();
-            self.encoder.exact(self.level, row, latents, &mut exact);
-            let entries = latents.iter().zip(exact);
-            entries
-                .filter(|(_, u)| score.of(*u) > score.floor())
-                .map(|(&i, u)| Candidate::new(score, row, i as u32, u))
-                .collect::<Vec<_>>()
+        let exact = self.decided(&nominees, |row, i, u| {
+            (score.of(u) > score.floor()).then(|| Candidate::new(score, row, i as u32, u))
         });
-        let exact: Vec<_> = exact.with_min_len(ROWS_A_TASK).collect();
         exact.into_iter().for_each(|row| pool.extend(row));
         pool.finish(batch)
     }
